@@ -1,0 +1,112 @@
+"""The ledger: requests under way, those that ended lately, and the decisions made for them.
+
+One writer: the pipeline begins and ends records, dispatch's decisions are noted as they are made.
+Everything is bounded; nothing here runs per token.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping, Sequence
+
+from balancer.accounting.record import RequestRecord
+from balancer.clock import Clock
+from balancer.core.decision import Decision
+from balancer.telemetry.logs import Logger
+from balancer.telemetry.metrics import Metrics
+
+_RECENT = 1000
+_DECISIONS = 1000
+
+
+class Ledger:
+    """`known_model` tells whether a name may stand in a label: names that clients make up must not."""
+
+    def __init__(
+        self, *, metrics: Metrics, log: Logger, clock: Clock, known_model: Callable[[str], bool]
+    ) -> None:
+        self._metrics = metrics
+        self._log = log
+        self._clock = clock
+        self._known_model = known_model
+        self._live: dict[str, RequestRecord] = {}
+        self._recent: deque[RequestRecord] = deque(maxlen=_RECENT)
+        self._decisions: OrderedDict[str, list[Decision]] = OrderedDict()
+
+    def begin(self, record: RequestRecord) -> None:
+        """A request came in."""
+        self._live[record.id] = record
+
+    def decided(self, decision: Decision) -> None:
+        """A decision was made for a request that is under way."""
+        self._decisions.setdefault(decision.ticket.id, []).append(decision)
+        while len(self._decisions) > _DECISIONS:
+            self._decisions.popitem(last=False)
+
+    def retried(self, reason: str) -> None:
+        """A request is tried again."""
+        self._metrics.retries.labels(reason).inc()
+
+    def failed(self, record: RequestRecord, kind: str) -> None:
+        """An instance failed a try of a request."""
+        self._metrics.errors.labels(record.instance, self._label(record), kind).inc()
+
+    def leased(self, record: RequestRecord) -> None:
+        """A request is at an instance."""
+        self._metrics.requests_running.labels(record.instance, self._label(record)).inc()
+
+    def returned(self, record: RequestRecord) -> None:
+        """Its lease ended."""
+        self._metrics.requests_running.labels(record.instance, self._label(record)).dec()
+
+    def end(self, record: RequestRecord) -> None:
+        """The request ended, its outcome is set: tell the log and the metrics, once."""
+        del self._live[record.id]
+        record.ended_at = self._clock.monotonic()
+        self._recent.append(record)
+        model = self._label(record)
+        metrics = self._metrics
+        metrics.requests.labels(record.instance, model, record.dialect, record.outcome).inc()
+        if record.status in {429, 503, 504} and not record.instance:
+            metrics.rejections.labels(record.outcome).inc()
+        if record.operation is not None and record.operation.needs_slot and record.instance:
+            self._measure(record, model)
+        self._log.info("request_finished", **record.summary())
+
+    def live(self) -> Sequence[RequestRecord]:
+        """Requests under way, oldest first."""
+        return tuple(self._live.values())
+
+    def recent(self) -> Sequence[RequestRecord]:
+        """Requests that ended, newest first."""
+        return tuple(reversed(self._recent))
+
+    def decisions(self, request: str) -> Sequence[Mapping[str, object]] | None:
+        """Every decision made for a request, first to last; None where none is remembered."""
+        made = self._decisions.get(request)
+        return None if made is None else [decision.explain() for decision in made]
+
+    def _measure(self, record: RequestRecord, model: str) -> None:
+        metrics, counters = self._metrics, record.counters
+        metrics.queue_duration.labels(model).observe(record.queued_seconds)
+        if record.first_byte_at is not None:
+            metrics.time_to_first_token.labels(model).observe(record.first_byte_at - record.received_at)
+        if record.ended_at is not None:
+            metrics.request_duration.labels(model).observe(record.ended_at - record.received_at)
+        if (
+            record.answered_at is not None
+            and record.first_byte_at is not None
+            and record.parsed_at is not None
+        ):
+            own = (record.parsed_at - record.received_at) + (record.first_byte_at - record.answered_at)
+            metrics.proxy_overhead.observe(max(0.0, own))
+        if counters.prompt_tokens:
+            metrics.prompt_tokens.labels(record.instance, model).inc(counters.prompt_tokens)
+        if counters.generated_tokens:
+            metrics.generation_tokens.labels(record.instance, model).inc(counters.generated_tokens)
+            if counters.generation_seconds:
+                per_token = counters.generation_seconds / counters.generated_tokens
+                metrics.time_per_output_token.labels(model).observe(per_token)
+
+    def _label(self, record: RequestRecord) -> str:
+        if not record.model:
+            return ""
+        return record.model if self._known_model(record.model) else "unknown"

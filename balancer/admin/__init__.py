@@ -1,0 +1,1 @@
+"""The admin listener: metrics, health in full, and what the balancer is doing."""

@@ -1,0 +1,122 @@
+"""The state of the balancer as JSON-ready data: what the admin API answers and `status` prints."""
+
+from collections.abc import Mapping, Sequence
+
+from balancer.accounting.ledger import Ledger
+from balancer.admission.queue import RequestQueue
+from balancer.clock import Clock
+from balancer.core.variant import Variant
+from balancer.fleet.fleet import Fleet
+from balancer.fleet.instance import Instance
+from balancer.telemetry.metrics import Metrics
+
+
+class Report:
+    """Reads the live objects; changes none of them, apart from the gauges that mirror them."""
+
+    def __init__(
+        self, *, fleet: Fleet, queue: RequestQueue, ledger: Ledger, metrics: Metrics, clock: Clock
+    ) -> None:
+        self._fleet = fleet
+        self._queue = queue
+        self._ledger = ledger
+        self._metrics = metrics
+        self._clock = clock
+
+    @property
+    def ready(self) -> bool:
+        """Whether at least one instance is usable."""
+        return bool(self._fleet.usable())
+
+    def instances(self) -> Sequence[Mapping[str, object]]:
+        """Every instance with its health, models, runners and leases."""
+        return [self._instance(each) for each in self._fleet.instances()]
+
+    def queue(self) -> Mapping[str, object]:
+        """The requests that wait, in the order in which they came."""
+        now = self._clock.monotonic()
+        return {
+            "limit": self._queue.limit,
+            "waiting": len(self._queue),
+            "requests": [
+                {
+                    "id": ticket.id,
+                    "position": position,
+                    "model": ticket.variant.model if ticket.variant else None,
+                    "class": ticket.priority.value,
+                    "client": ticket.client,
+                    "attempt": ticket.attempt,
+                    "waited_seconds": round(now - ticket.queued_at, 3),
+                    "gives_up_in_seconds": round(ticket.deadline - now, 3),
+                }
+                for position, ticket in enumerate(self._queue.pending(), start=1)
+            ],
+        }
+
+    def requests(self) -> Mapping[str, object]:
+        """Requests under way and those that ended lately, newest last and newest first."""
+        return {
+            "live": [record.summary() for record in self._ledger.live()],
+            "recent": [record.summary() for record in self._ledger.recent()],
+        }
+
+    def decisions(self, request: str) -> Sequence[Mapping[str, object]] | None:
+        """Every decision made for a request, None where none is remembered."""
+        return self._ledger.decisions(request)
+
+    def health(self) -> Mapping[str, object]:
+        """Health in full, with names."""
+        usable, total = len(self._fleet.usable()), len(self._fleet.instances())
+        return {
+            "status": "ok" if usable == total else "degraded" if usable else "unavailable",
+            "instances": self.instances(),
+            "requests_waiting": len(self._queue),
+            "requests_live": len(self._ledger.live()),
+        }
+
+    def metrics(self) -> bytes:
+        """All metrics in the text format, gauges of the live state brought up to date."""
+        metrics = self._metrics
+        for gauge in (metrics.requests_waiting, metrics.model_vram):
+            gauge.clear()
+        for (model, priority), waiting in self._queue.waiting_by_model().items():
+            metrics.requests_waiting.labels(model, priority).set(waiting)
+        for instance in self._fleet.instances():
+            metrics.instance_up.labels(instance.id).set(1 if instance.usable else 0)
+            for runner in instance.inventory.runners.values() if instance.inventory else ():
+                size = runner.row.get("size_vram")
+                if isinstance(size, int):
+                    metrics.model_vram.labels(instance.id, runner.model).set(size)
+        return metrics.render()
+
+    def _instance(self, instance: Instance) -> Mapping[str, object]:
+        inventory = instance.inventory
+        age = None if inventory is None else round(self._clock.monotonic() - inventory.read_at, 3)
+        return {
+            "id": instance.id,
+            "url": instance.spec.url,
+            "state": instance.health.state.value,
+            "suspect": instance.suspect,
+            "error": instance.health.last_error,
+            "drained": instance.drained,
+            "version": instance.version,
+            "weight": instance.weight,
+            "incarnation": instance.incarnation,
+            "running": instance.running,
+            "max_concurrent_requests": instance.spec.max_concurrent_requests,
+            "store": instance.store,
+            "models": sorted(inventory.models) if inventory else [],
+            "runners": [
+                {
+                    "model": runner.model,
+                    "digest": runner.digest,
+                    "generation": runner.generation,
+                    "slots": instance.slots(Variant(runner.model)),
+                    "running": instance.running_of(runner.model),
+                    "size_vram": runner.row.get("size_vram"),
+                    "context_length": runner.row.get("context_length"),
+                }
+                for runner in (inventory.runners.values() if inventory else ())
+            ],
+            "lists_age_seconds": age,
+        }

@@ -1,0 +1,1 @@
+"""May a request enter, and in what order: identity, limits, the queue."""

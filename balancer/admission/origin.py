@@ -1,0 +1,58 @@
+"""Which web pages may reach us: the guard against rebinding and against requests forged by a page.
+
+Origin and Host do not go upstream (an instance would refuse those it does not know), so Ollama's own
+guard cannot work and ours stands in for it. Source: Ollama v0.33 server/routes.go, allowedHost, and
+its default origins.
+"""
+
+from collections.abc import Collection
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+from balancer.admission.identity import is_loopback
+from balancer.errors import Forbidden
+
+_LOCAL_SUFFIXES = (".localhost", ".local", ".internal")
+_APP_SCHEMES = frozenset({"app", "file", "tauri", "vscode-webview", "vscode-file"})
+
+
+def check_host(host: str | None, *, own_name: str) -> None:
+    """Pass a Host header that means this machine; for listeners on loopback, where a public name can
+    only come from a page that rebound its own. Raises Forbidden."""
+    name = _host_name(host or "")
+    if not name or name == own_name.casefold() or is_loopback(name) or name.endswith(_LOCAL_SUFFIXES):
+        return
+    try:
+        address = ip_address(name)
+    except ValueError:
+        address = None
+    if address is None or not (address.is_private or address.is_unspecified):
+        raise Forbidden("this listener is for this machine; its Host header names another")
+
+
+def allowed_origin(origin: str | None, host: str | None, *, cors_origins: Collection[str]) -> str | None:
+    """The origin that may read the answer, None where no page needs to.
+
+    A page served by this machine, or by the same host, may ask but not read: reading takes
+    `cors_origins`. Raises Forbidden for any other page.
+    """
+    if origin is None:
+        return None
+    if origin in cors_origins or "*" in cors_origins:
+        return origin
+    parts = urlsplit(origin)
+    if (
+        parts.scheme in _APP_SCHEMES
+        or is_loopback(parts.hostname)
+        or _host_name(parts.netloc) == _host_name(host or "")
+    ):
+        return None
+    raise Forbidden("pages of this origin are not allowed; name it in cors_origins")
+
+
+def _host_name(authority: str) -> str:
+    """The name of an authority without its port, in lower case."""
+    text = authority.strip().casefold()
+    if text.startswith("["):
+        return text[1:].partition("]")[0]
+    return text.rpartition(":")[0] if text.count(":") == 1 else text

@@ -1,0 +1,99 @@
+"""The queue of requests that wait for a slot: first come, first served per lane, bounded.
+
+A lane holds tickets that the same decision fits: same model, same exclusions. Dispatch looks at
+lane heads only, so one model without a free slot never holds up another. Order is the ticket's
+`arrival`, which a retry keeps.
+"""
+
+from bisect import insort
+from collections.abc import Iterator
+from heapq import heappop, heappush
+
+from balancer.core.names import ModelName
+from balancer.core.ticket import InstanceId, Ticket, TicketId
+
+Lane = tuple[ModelName | None, bool, frozenset[InstanceId]]
+
+
+def lane_of(ticket: Ticket) -> Lane:
+    """Tickets of one lane get the same decision at the same time."""
+    model = ticket.variant.model if ticket.variant else None
+    return (model, ticket.needs_slot, ticket.excluded)
+
+
+class RequestQueue:
+    """At most `limit` tickets, apart from those that try again: a retry is never turned away."""
+
+    def __init__(self, *, limit: int) -> None:
+        self.limit = limit
+        self._lanes: dict[Lane, list[tuple[int, Ticket]]] = {}
+        self._tickets: dict[TicketId, Ticket] = {}
+        self._deadlines: list[tuple[float, TicketId]] = []
+
+    def __len__(self) -> int:
+        return len(self._tickets)
+
+    def __contains__(self, ticket: TicketId) -> bool:
+        return ticket in self._tickets
+
+    @property
+    def full(self) -> bool:
+        """Whether a new request has no place."""
+        return len(self._tickets) >= self.limit
+
+    def push(self, ticket: Ticket) -> None:
+        """Put a ticket in by its arrival; behind all others unless it tries again."""
+        self._tickets[ticket.id] = ticket
+        heappush(self._deadlines, (ticket.deadline, ticket.id))
+        insort(
+            self._lanes.setdefault(lane_of(ticket), []), (ticket.arrival, ticket), key=lambda item: item[0]
+        )
+
+    def remove(self, ticket_id: TicketId) -> bool:
+        """Take a ticket out wherever it stands; False where it is not in."""
+        ticket = self._tickets.pop(ticket_id, None)
+        if ticket is None:
+            return False
+        lane = lane_of(ticket)
+        left = [item for item in self._lanes[lane] if item[1].id != ticket_id]
+        if left:
+            self._lanes[lane] = left
+        else:
+            del self._lanes[lane]
+        return True
+
+    def heads(self) -> list[tuple[int, Lane]]:
+        """The arrival of each lane's first ticket with the lane."""
+        return [(items[0][0], lane) for lane, items in self._lanes.items()]
+
+    def head(self, lane: Lane) -> Ticket | None:
+        """The first ticket of a lane, None where it is empty."""
+        items = self._lanes.get(lane)
+        return items[0][1] if items else None
+
+    def pending(self) -> Iterator[Ticket]:
+        """All tickets, in the order in which they came."""
+        return iter(sorted(self._tickets.values(), key=lambda ticket: ticket.arrival))
+
+    def waiting_by_model(self) -> dict[tuple[str, str], int]:
+        """How many wait, per model and class."""
+        counts: dict[tuple[str, str], int] = {}
+        for ticket in self._tickets.values():
+            key = (ticket.variant.model if ticket.variant else "", ticket.priority.value)
+            counts[key] = counts.get(key, 0) + 1
+        return counts
+
+    def next_deadline(self) -> float | None:
+        """When the first of all waiting tickets gives up, monotonic seconds."""
+        while self._deadlines and self._deadlines[0][1] not in self._tickets:
+            heappop(self._deadlines)
+        return self._deadlines[0][0] if self._deadlines else None
+
+    def expired(self, now: float) -> list[Ticket]:
+        """Take out and return those whose deadline has come."""
+        gone = []
+        while (first := self.next_deadline()) is not None and first <= now:
+            ticket = self._tickets[heappop(self._deadlines)[1]]
+            self.remove(ticket.id)
+            gone.append(ticket)
+        return gone

@@ -1,0 +1,148 @@
+"""Arguments and exit codes, nothing else: 0 done, 1 failed while running, 2 bad usage or configuration,
+3 something needed is missing."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from balancer import __version__
+from balancer.commands.bench import bench
+from balancer.commands.check import check
+from balancer.commands.demo import DEFAULT_INSTANCES, demo
+from balancer.commands.exit_codes import DONE
+from balancer.commands.serve import serve
+from balancer.commands.status import status
+
+_ADMIN_URL = "http://127.0.0.1:11401"
+_CLIENT_URL = "http://127.0.0.1:11400"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command `balancer`; ends the process with the command's exit code."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        code: int = parsed.run(parsed)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        code = DONE
+    except BrokenPipeError:
+        # Whoever read our output has enough of it; nothing may be written at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = DONE
+    sys.exit(code)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="balancer", description="One address in front of every Ollama.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"ollama-balancer {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_serve(commands)
+    _add_demo(commands)
+    _add_check(commands)
+    _add_status(commands)
+    _add_bench(commands)
+    return parser
+
+
+_Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def _add_serve(commands: _Commands) -> None:
+    command = commands.add_parser("serve", help="balance over running instances", allow_abbrev=False)
+    command.add_argument(
+        "urls", nargs="*", metavar="URL", help="running instances, such as http://gpu1:11434"
+    )
+    _add_server_options(command)
+    command.set_defaults(run=lambda parsed: serve(parsed.config, _overrides(parsed)))
+
+
+def _add_demo(commands: _Commands) -> None:
+    command = commands.add_parser("demo", help="the same in front of simulated instances", allow_abbrev=False)
+    command.add_argument("--instances", type=_at_least_one, default=DEFAULT_INSTANCES, metavar="N")
+    command.add_argument(
+        "--speed", type=_above_zero, default=1.0, metavar="X", help="times as fast as a device would be"
+    )
+    _add_server_options(command)
+    command.set_defaults(
+        run=lambda parsed: demo(
+            parsed.config, _overrides(parsed), instances=parsed.instances, speed=parsed.speed
+        )
+    )
+
+
+def _add_server_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--config", action="append", default=[], type=Path, metavar="FILE", help="YAML or INI; repeatable"
+    )
+    command.add_argument("--listen", metavar="HOST:PORT", help="for clients (127.0.0.1:11400)")
+    command.add_argument("--admin-listen", metavar="HOST:PORT", help="for operators (127.0.0.1:11401)")
+    command.add_argument("--strategy", help="how an instance is chosen")
+    command.add_argument(
+        "--allow-anonymous", action="store_true", default=None, help="listen beyond loopback without keys"
+    )
+    command.add_argument(
+        "--allow-model-changes", action="store_true", default=None, help="let every client change models"
+    )
+
+
+def _add_check(commands: _Commands) -> None:
+    command = commands.add_parser("check", help="validate configuration files", allow_abbrev=False)
+    command.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    command.add_argument("--json", action="store_true")
+    command.set_defaults(run=lambda parsed: check(parsed.files, as_json=parsed.json))
+
+
+def _add_status(commands: _Commands) -> None:
+    command = commands.add_parser("status", help="the fleet, once", allow_abbrev=False)
+    command.add_argument("--admin", default=_ADMIN_URL, metavar="URL")
+    command.add_argument("--json", action="store_true")
+    command.set_defaults(run=lambda parsed: status(parsed.admin, as_json=parsed.json))
+
+
+def _add_bench(commands: _Commands) -> None:
+    command = commands.add_parser("bench", help="load an address and measure", allow_abbrev=False)
+    command.add_argument("--url", default=_CLIENT_URL)
+    command.add_argument("--model", help="the first that can chat")
+    command.add_argument("-c", "--concurrency", type=_at_least_one, default=8, metavar="N")
+    command.add_argument("-n", "--requests", type=_at_least_one, default=64, metavar="N")
+    command.add_argument("--json", action="store_true")
+    command.set_defaults(
+        run=lambda parsed: bench(
+            parsed.url,
+            model=parsed.model,
+            concurrency=parsed.concurrency,
+            requests=parsed.requests,
+            as_json=parsed.json,
+        )
+    )
+
+
+def _overrides(parsed: argparse.Namespace) -> dict[str, object]:
+    """What the command line says, by the settings' own keys; None where it says nothing."""
+    return {
+        "instances": getattr(parsed, "urls", None) or None,
+        "listen": parsed.listen,
+        "admin_listen": parsed.admin_listen,
+        "strategy": parsed.strategy,
+        "allow_anonymous": parsed.allow_anonymous,
+        "allow_model_changes": parsed.allow_model_changes,
+    }
+
+
+def _at_least_one(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def _above_zero(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError("must be above 0")
+    return number

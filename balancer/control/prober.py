@@ -1,0 +1,201 @@
+"""The prober: whether each instance answers, which models it has and which it has loaded.
+
+Liveness is `/api/version` alone: it never loads a model and answers while one loads. `/api/tags` and
+`/api/ps` have deadlines of their own, and a slow one is never 'down'. Sole writer of probe health,
+inventories and learned slots.
+"""
+
+import asyncio
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from balancer.clock import Clock
+from balancer.core.ticket import InstanceId
+from balancer.errors import ConnectFailed, ConnectionLost, InstanceError
+from balancer.fleet.fleet import Fleet
+from balancer.fleet.health import HealthState
+from balancer.fleet.instance import Instance, Row
+from balancer.provisioning.local import LocalOllama
+from balancer.telemetry.logs import Logger
+from balancer.upstream.control_client import ControlClient
+
+_DOWN_SECONDS = 1.0
+_LOOK_SECONDS = 0.25
+"""At least so long between two probes of one instance, however many ask for one."""
+_BLOB = re.compile(r"^FROM .*sha256-([0-9a-f]{64})", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeTimes:
+    """How often to probe an instance that is up, and how long to wait for an answer, seconds."""
+
+    interval_seconds: float
+    timeout_seconds: float
+
+
+class Prober:
+    """One loop an instance. `find_local` looks for an Ollama process behind a loopback port; it
+    may block and is called in a thread."""
+
+    def __init__(
+        self,
+        *,
+        fleet: Fleet,
+        client: ControlClient,
+        times: ProbeTimes,
+        clock: Clock,
+        log: Logger,
+        find_local: Callable[[Instance], LocalOllama | None],
+    ) -> None:
+        self._fleet = fleet
+        self._client = client
+        self._times = times
+        self._clock = clock
+        self._log = log
+        self._find_local = find_local
+        self._reading: dict[InstanceId, asyncio.Task[None]] = {}
+        self._nudges: dict[InstanceId, asyncio.Event] = {}
+        self._blobs: dict[str, str] = {}
+        self._probed_at: dict[InstanceId, float] = {}
+        self._warned: set[InstanceId] = set()
+        self._group: asyncio.TaskGroup | None = None
+
+    async def run(self) -> None:
+        """Probe until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            for instance in self._fleet.instances():
+                group.create_task(self._watch(instance))
+
+    async def run_once(self, instance: Instance) -> None:
+        """One probe of one instance."""
+        incarnation = instance.incarnation
+        try:
+            answer = await self._client.get(
+                instance.spec.url, "/api/version", timeout_seconds=self._times.timeout_seconds
+            )
+        except InstanceError as error:
+            refused = isinstance(error, ConnectionLost) or (
+                isinstance(error, ConnectFailed) and error.refused
+            )
+            if self._fleet.failed(instance, str(error), refused=refused, incarnation=incarnation):
+                self._log.warning("instance_down", instance=instance.id, error=str(error))
+            return
+        if not instance.usable:
+            # Its lists first: a request must not be sent there for a model that it does not have.
+            await self._read_lists(instance)
+        if self._fleet.probe_succeeded(instance, version=str(answer.get("version", "unknown"))):
+            self._log.info("instance_up", instance=instance.id, version=instance.version)
+            self._warn_of_slots(instance)
+        elif self._age(instance) >= self._times.interval_seconds / 2:
+            self._start_reading(instance)
+
+    async def refresh(self, older_than_seconds: float, wait_seconds: float) -> None:
+        """Read anew the lists of usable instances that are older than so many seconds, and wait for
+        at most so many; what comes later is taken over when it comes."""
+        stale = [each for each in self._fleet.usable() if self._age(each) >= older_than_seconds]
+        reading = [task for each in stale if (task := self._start_reading(each)) is not None]
+        if reading:
+            await asyncio.wait(reading, timeout=wait_seconds)
+
+    def look(self, instance: InstanceId) -> None:
+        """Probe now, unless that was done just before: a request there has been silent, or has loaded
+        a model."""
+        last = self._probed_at.get(instance, float("-inf"))
+        if instance in self._nudges and self._clock.monotonic() - last >= _LOOK_SECONDS:
+            self._nudges[instance].set()
+
+    async def _watch(self, instance: Instance) -> None:
+        nudge = self._nudges.setdefault(instance.id, asyncio.Event())
+        while True:
+            nudge.clear()
+            self._probed_at[instance.id] = self._clock.monotonic()
+            await self.run_once(instance)
+            settled = instance.health.state is HealthState.UP and not instance.suspect
+            pause = (
+                self._times.interval_seconds if settled else min(_DOWN_SECONDS, self._times.interval_seconds)
+            )
+            try:
+                async with asyncio.timeout(pause):
+                    await nudge.wait()
+            except TimeoutError:
+                continue
+            self._start_reading(instance)
+
+    def _age(self, instance: Instance) -> float:
+        if instance.inventory is None:
+            return float("inf")
+        return self._clock.monotonic() - instance.inventory.read_at
+
+    def _start_reading(self, instance: Instance) -> asyncio.Task[None] | None:
+        """The reading of its lists that is under way, or a new one; None once the prober has ended."""
+        task = self._reading.get(instance.id)
+        if task is not None and not task.done():
+            return task
+        if self._group is None:
+            return None
+        self._reading[instance.id] = self._group.create_task(self._read_lists(instance))
+        return self._reading[instance.id]
+
+    async def _read_lists(self, instance: Instance) -> None:
+        incarnation = instance.incarnation
+        models, runners = await asyncio.gather(
+            self._rows(instance, "/api/tags"), self._rows(instance, "/api/ps")
+        )
+        slots: Mapping[str, int] = {}
+        local = await asyncio.to_thread(self._find_local, instance)
+        if local is not None:
+            instance.learned_store = f"directory:{local.models_dir}"
+            slots = await self._learn_slots(instance, runners or (), local)
+        if incarnation == instance.incarnation:
+            self._fleet.inventory_read(
+                instance, models=models, runners=runners, slots=slots, at=self._clock.monotonic()
+            )
+
+    async def _rows(self, instance: Instance, path: str) -> Sequence[Row] | None:
+        """The items of a list, None where it could not be read."""
+        try:
+            answer = await self._client.get(
+                instance.spec.url, path, timeout_seconds=self._times.timeout_seconds
+            )
+        except InstanceError as error:
+            self._log.debug("list_unread", instance=instance.id, path=path, error=str(error))
+            return None
+        rows = answer.get("models")
+        if not isinstance(rows, list):
+            return ()
+        return [row for row in rows if isinstance(row, dict) and isinstance(row.get("name"), str)]
+
+    async def _learn_slots(
+        self, instance: Instance, runners: Sequence[Row], local: LocalOllama
+    ) -> Mapping[str, int]:
+        """Slots of the runners by their manifest's digest, which is what lists name them by."""
+        slots: dict[str, int] = {}
+        for row in runners:
+            digest = str(row.get("digest", ""))
+            if digest not in self._blobs:
+                self._blobs[digest] = await self._blob_of(instance, str(row["name"]))
+            if self._blobs[digest] in local.slots:
+                slots[digest] = local.slots[self._blobs[digest]]
+        return slots
+
+    async def _blob_of(self, instance: Instance, name: str) -> str:
+        try:
+            shown = await self._client.post(
+                instance.spec.url, "/api/show", {"model": name}, timeout_seconds=self._times.timeout_seconds
+            )
+        except InstanceError:
+            return ""
+        found = _BLOB.search(str(shown.get("modelfile", "")))
+        return found.group(1) if found else ""
+
+    def _warn_of_slots(self, instance: Instance) -> None:
+        spec = instance.spec
+        known = spec.slots is not None or spec.max_concurrent_requests is not None
+        learnable = instance.learned_store is not None and instance.learned_store.startswith("directory:")
+        if not known and not learnable and instance.id not in self._warned:
+            self._warned.add(instance.id)
+            self._log.warning(
+                "slots_assumed", instance=instance.id, slots=1, advice="set slots to its OLLAMA_NUM_PARALLEL"
+            )

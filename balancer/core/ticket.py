@@ -1,0 +1,81 @@
+"""A ticket is a request's place in the queue; a lease is the slot lent to it; an outcome ends it.
+
+All three are plain data: they could cross a process boundary. Every lease and outcome names the
+incarnation of the instance and the generation of the runner that it belongs to, so that what
+arrives late from an earlier life changes nothing.
+"""
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import NewType
+
+from balancer.core.variant import Variant
+
+InstanceId = NewType("InstanceId", str)
+ClientId = NewType("ClientId", str)
+"""A key's label, else a source address."""
+TicketId = NewType("TicketId", str)
+
+
+class Priority(StrEnum):
+    """The class that a request asks to be queued in."""
+
+    INTERACTIVE = "interactive"
+    NORMAL = "normal"
+    BATCH = "batch"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ticket:
+    """What dispatch needs to know of a request.
+
+    `arrival` orders the queue and is kept by a retry, which so stands at the head of its class.
+    `queued_at` and `deadline` are monotonic seconds. Without a variant any instance will do; a
+    ticket that needs no slot never waits for one.
+    """
+
+    id: TicketId
+    arrival: int
+    client: ClientId
+    priority: Priority
+    variant: Variant | None
+    needs_slot: bool
+    queued_at: float
+    deadline: float
+    session: str | None = None
+    attempt: int = 1
+    excluded: frozenset[InstanceId] = frozenset()
+
+    def excluding(self, instance: InstanceId) -> "Ticket":
+        """The same request's next try, anywhere but there; its deadline and its place are kept."""
+        return replace(self, attempt=self.attempt + 1, excluded=self.excluded | {instance})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """A slot lent to one ticket, to be released exactly once."""
+
+    id: int
+    ticket: Ticket
+    instance: InstanceId
+    incarnation: int
+    generation: int
+    reason: str
+    leased_at: float
+
+
+class Verdict(StrEnum):
+    """What an outcome says about the instance; neutral says nothing."""
+
+    SUCCESS = "success"
+    FAILURE = "failure"
+    NEUTRAL = "neutral"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a lease ended. `kind` is a bounded word for metrics and logs: ok, cancelled, rejected,
+    unfinished, or the kind of the error."""
+
+    verdict: Verdict
+    kind: str

@@ -1,0 +1,45 @@
+"""A variant: a model together with the runner options that force Ollama to reload it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from balancer.core.names import ModelName
+
+RUNNER_OPTIONS = frozenset(
+    {"num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread", "draft_num_predict"}
+)
+"""Options whose change makes Ollama reload. Source: Ollama v0.33 server/sched.go, needsReload."""
+
+OptionValue = int | float | bool | str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """What a runner is keyed by. Without options it is `auto`: whatever the instance's own
+    environment gives, which is not the same as any explicit value."""
+
+    model: ModelName
+    options: tuple[tuple[str, OptionValue], ...] = ()
+
+    @classmethod
+    def of(cls, model: ModelName, options: Mapping[str, object], *, shift: bool | None = None) -> "Variant":
+        """The variant that a request names by its options; those that never reload are left out,
+        and so are values of types that no runner option has."""
+        kept: list[tuple[str, OptionValue]] = [
+            (name, value)
+            for name, value in sorted(options.items())
+            if name in RUNNER_OPTIONS and isinstance(value, int | float | bool | str)
+        ]
+        if shift is not None:
+            kept.append(("shift", shift))
+        return cls(model, tuple(kept))
+
+    @property
+    def auto(self) -> bool:
+        """Whether nothing was asked for explicitly."""
+        return not self.options
+
+    def __str__(self) -> str:
+        if self.auto:
+            return self.model
+        return self.model + "?" + "&".join(f"{name}={value}" for name, value in self.options)

@@ -1,0 +1,53 @@
+"""Read-only views of the live fleet, as scheduling sees it. The fleet's own objects satisfy them."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from balancer.core.names import ModelName
+from balancer.core.ticket import InstanceId
+from balancer.core.variant import Variant
+
+
+class InstanceView(Protocol):
+    """What a filter or a strategy may know of an instance."""
+
+    @property
+    def id(self) -> InstanceId: ...
+    @property
+    def weight(self) -> float:
+        """Dimensionless share, above 0."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether the last probes say that it answers."""
+
+    @property
+    def suspect(self) -> bool:
+        """Whether its newest probe failed though it is not judged down yet."""
+
+    @property
+    def drained(self) -> bool: ...
+    @property
+    def running(self) -> int:
+        """Leases out, all models together."""
+
+    def holds(self, model: ModelName) -> bool:
+        """Whether the model is among its models."""
+
+    def meant_for(self, model: ModelName) -> bool:
+        """Whether the configuration does not reserve it for other models."""
+
+    def running_of(self, model: ModelName) -> int:
+        """Leases out on the runners of one model."""
+
+    def slots(self, variant: Variant) -> int:
+        """Parallel places that a runner of the variant has, at least 1."""
+
+    def has_free_slot(self, variant: Variant) -> bool:
+        """Whether one more lease keeps within the runner's slots and the instance's cap."""
+
+
+class FleetView(Protocol):
+    """All instances, in the order of the configuration."""
+
+    def instances(self) -> Sequence[InstanceView]: ...

@@ -1,0 +1,202 @@
+"""Queue head, scheduler and lease: the one critical section, with no await inside.
+
+`acquire(ticket) → lease` and `release(lease, outcome)` are the whole seam, in plain data, so that
+one elected dispatcher could serve several balancers. Dispatch wakes on arrival, release, any change
+of the fleet, a deadline, and at the time that the scheduler itself names; there is one timer and no
+polling.
+"""
+
+import asyncio
+import heapq
+from collections.abc import Callable
+from itertools import count
+
+from balancer.admission.queue import RequestQueue
+from balancer.clock import Clock
+from balancer.core.decision import Decision, Standing
+from balancer.core.ticket import Lease, Outcome, Ticket, TicketId, Verdict
+from balancer.errors import DeadlinePassed, NoInstance, QueueFull, UnknownModel
+from balancer.fleet.fleet import Fleet
+from balancer.scheduling.scheduler import Scheduler
+
+_SERVICE_SMOOTHING = 0.2
+"""Weight of the newest lease in the running mean of service times."""
+
+
+class Dispatcher:
+    """Lends slots. Everything here runs on the event loop's thread."""
+
+    def __init__(
+        self,
+        *,
+        fleet: Fleet,
+        queue: RequestQueue,
+        scheduler: Scheduler,
+        clock: Clock,
+        on_decision: Callable[[Decision], None] = lambda _decision: None,
+    ) -> None:
+        self._fleet = fleet
+        self._queue = queue
+        self._scheduler = scheduler
+        self._clock = clock
+        self._on_decision = on_decision
+        self._waiters: dict[TicketId, asyncio.Future[Lease]] = {}
+        self._leases: dict[int, Lease] = {}
+        self._lease_ids = count(1)
+        self._service_seconds: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._scheduler_wake_at: float | None = None
+        fleet.listen(on_change=lambda _instance: self.wake())
+
+    @property
+    def leases(self) -> tuple[Lease, ...]:
+        """All leases out."""
+        return tuple(self._leases.values())
+
+    async def acquire(self, ticket: Ticket) -> Lease:
+        """Wait for a slot and reserve it.
+
+        Cancelling the wait takes the ticket out; a slot granted at the same moment goes back. A
+        ticket that tries again keeps its place, and is not turned away by a full queue.
+
+        Raises:
+            UnknownModel: no instance has the model.
+            NoInstance: none that has it is usable, or all of them failed this request.
+            QueueFull: it would have to wait and there is no place.
+            DeadlinePassed: its deadline came first.
+        """
+        full = self._queue.full and ticket.attempt == 1
+        waiter: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
+        self._waiters[ticket.id] = waiter
+        self._queue.push(ticket)
+        self.wake()
+        if full and not waiter.done():
+            waiter.set_exception(
+                QueueFull(
+                    f"the queue is full ({self._queue.limit} requests wait); try again later",
+                    retry_after_seconds=self.retry_after_seconds(),
+                )
+            )
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
+                self.release(waiter.result(), Outcome(verdict=Verdict.NEUTRAL, kind="cancelled"))
+            raise
+        finally:
+            self._forget(ticket.id)
+
+    def release(self, lease: Lease, outcome: Outcome) -> None:
+        """End a lease. Raises KeyError for one that was released before."""
+        del self._leases[lease.id]
+        if lease.ticket.needs_slot and lease.ticket.variant is not None:
+            self._fleet.get(lease.instance).give_slot_back(lease.ticket.variant.model)
+            if outcome.verdict is Verdict.SUCCESS:
+                self._learn_service_time(self._clock.monotonic() - lease.leased_at)
+        self.wake()
+
+    def retry_after_seconds(self) -> float:
+        """How long until a place in the queue is likely to be free, from measured service times;
+        1 second before anything was measured."""
+        service = self._service_seconds if self._service_seconds is not None else 1.0
+        parallel = max(1, len(self._leases))
+        return max(1.0, service * (len(self._queue) + 1) / parallel)
+
+    def wake(self) -> None:
+        """Lend every slot that can be lent now, in the order of arrival; no await in here, so what
+        was seen free is free when it is taken."""
+        now = self._clock.monotonic()
+        self._expire(now)
+        self._scheduler_wake_at = None
+        heads = self._queue.heads()
+        heapq.heapify(heads)
+        while heads:
+            _, lane = heapq.heappop(heads)
+            ticket = self._queue.head(lane)
+            if ticket is None or not self._settle(ticket, now):
+                continue
+            following = self._queue.head(lane)
+            if following is not None:
+                heapq.heappush(heads, (following.arrival, lane))
+        self._arm(now)
+
+    def _settle(self, ticket: Ticket, now: float) -> bool:
+        """Decide for one ticket; True where it left the queue, with a lease or with an error."""
+        waiter = self._waiters[ticket.id]
+        decision = self._scheduler.decide(ticket, now)
+        if decision.standing is Standing.BUSY:
+            self._note_wake(decision.next_wake_at)
+            return False
+        self._queue.remove(ticket.id)
+        self._on_decision(decision)
+        if waiter.done():
+            return True
+        if decision.picked is None:
+            waiter.set_exception(self._dead_end(decision))
+        else:
+            waiter.set_result(self._lend(ticket, decision, now))
+        return True
+
+    def _lend(self, ticket: Ticket, decision: Decision, now: float) -> Lease:
+        assert decision.picked is not None
+        instance = self._fleet.get(decision.picked)
+        model = ticket.variant.model if ticket.variant else None
+        if ticket.needs_slot and model is not None:
+            instance.take_slot(model)
+        lease = Lease(
+            id=next(self._lease_ids),
+            ticket=ticket,
+            instance=instance.id,
+            incarnation=instance.incarnation,
+            generation=instance.generation_of(model),
+            reason=decision.reason,
+            leased_at=now,
+        )
+        self._leases[lease.id] = lease
+        return lease
+
+    def _dead_end(self, decision: Decision) -> UnknownModel | NoInstance:
+        variant = decision.ticket.variant
+        if decision.standing is Standing.UNKNOWN_MODEL and variant is not None:
+            return UnknownModel(variant.model)
+        if decision.standing is Standing.EXHAUSTED:
+            return NoInstance(
+                "every instance that could serve the request failed it", retry_after_seconds=1.0
+            )
+        wanted = f" that has '{variant.model}'" if variant is not None else ""
+        return NoInstance(f"no instance{wanted} is usable now", retry_after_seconds=1.0)
+
+    def _expire(self, now: float) -> None:
+        for ticket in self._queue.expired(now):
+            waiter = self._waiters[ticket.id]
+            if not waiter.done():
+                waited = now - ticket.queued_at
+                waiter.set_exception(
+                    DeadlinePassed(
+                        f"no slot became free in {waited:.1f} s",
+                        retry_after_seconds=self.retry_after_seconds(),
+                    )
+                )
+
+    def _forget(self, ticket: TicketId) -> None:
+        del self._waiters[ticket]
+        if self._queue.remove(ticket):
+            self._arm(self._clock.monotonic())
+
+    def _learn_service_time(self, seconds: float) -> None:
+        known = self._service_seconds
+        self._service_seconds = seconds if known is None else known + _SERVICE_SMOOTHING * (seconds - known)
+
+    def _note_wake(self, at: float | None) -> None:
+        if at is not None and (self._scheduler_wake_at is None or at < self._scheduler_wake_at):
+            self._scheduler_wake_at = at
+
+    def _arm(self, now: float) -> None:
+        """One timer, at the first deadline or where the scheduler wants to look again."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        times = [at for at in (self._queue.next_deadline(), self._scheduler_wake_at) if at is not None]
+        if times:
+            delay = max(0.0, min(times) - now)
+            self._timer = asyncio.get_running_loop().call_later(delay, self.wake)

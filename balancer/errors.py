@@ -1,0 +1,199 @@
+"""Every error that crosses a room of the house, drawn as one tree.
+
+    BalancerError
+    ├── ClientError              the request itself cannot be served
+    │   ├── MalformedRequest     400
+    │   ├── Forbidden            403
+    │   ├── UnknownModel         404
+    │   ├── UnknownPath          404
+    │   ├── MethodNotAllowed     405
+    │   ├── RequestTooSlow       408
+    │   ├── BodyTooLarge         413
+    │   ├── UnsupportedEncoding  415
+    │   ├── SlowReader           499, cut after it left too much unread
+    │   └── ClientLeft           499, nobody is there to be told
+    ├── FleetError               the balancer cannot serve it now
+    │   ├── QueueFull            503
+    │   ├── NoInstance           503
+    │   ├── BodyBudgetSpent      503
+    │   └── DeadlinePassed       504
+    └── InstanceError            502, an instance failed while serving it
+        ├── ConnectFailed        nothing was sent
+        ├── ConnectionLost       the connection ended before the answer did
+        ├── InstanceDown         judged down while a request waited there
+        └── BadResponse          what came back is not an HTTP answer that we relay
+
+Retry logic reads `retryable` and never a message. Telling an error in a client's dialect is
+the business of `protocol.errors`.
+"""
+
+from enum import StrEnum
+
+
+class Source(StrEnum):
+    """Whose fault an error is."""
+
+    CLIENT = "client"
+    BALANCER = "balancer"
+    INSTANCE = "instance"
+
+
+class BalancerError(Exception):
+    """Base of all; `str()` is what a client may read: no addresses, no internals."""
+
+    source = Source.BALANCER
+    status = 500
+    retryable = False
+    kind = "internal"
+
+
+class ClientError(BalancerError):
+    """The request cannot be served as it is."""
+
+    source = Source.CLIENT
+    status = 400
+    kind = "bad_request"
+
+
+class MalformedRequest(ClientError):
+    """The body or a header cannot be understood, or could be understood in two ways."""
+
+
+class Forbidden(ClientError):
+    """The path, the origin or the peer is not allowed."""
+
+    status = 403
+    kind = "forbidden"
+
+
+class UnknownModel(ClientError):
+    """No instance has the model."""
+
+    status = 404
+    kind = "unknown_model"
+
+
+class UnknownPath(ClientError):
+    """The path is not served."""
+
+    status = 404
+    kind = "unknown_path"
+
+
+class MethodNotAllowed(ClientError):
+    """The path is served, but not for this method; `allow` lists those that are."""
+
+    status = 405
+    kind = "method_not_allowed"
+
+    def __init__(self, message: str, *, allow: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.allow = allow
+
+
+class RequestTooSlow(ClientError):
+    """No byte of the body came for too long."""
+
+    status = 408
+    kind = "slow_request"
+
+
+class BodyTooLarge(ClientError):
+    """The body is larger than the limit, as sent or once inflated."""
+
+    status = 413
+    kind = "body_too_large"
+
+
+class UnsupportedEncoding(ClientError):
+    """A Content-Encoding that is not read on this path."""
+
+    status = 415
+    kind = "unsupported_encoding"
+
+
+class SlowReader(ClientError):
+    """The client left more of its answer unread than may be buffered for it."""
+
+    status = 499
+    kind = "slow_reader"
+
+
+class ClientLeft(ClientError):
+    """The client closed its connection; for logs and metrics only."""
+
+    status = 499
+    kind = "cancelled"
+
+
+class FleetError(BalancerError):
+    """The fleet cannot take the request now; `retry_after_seconds` is an estimate, None if unknown."""
+
+    status = 503
+    kind = "unavailable"
+
+    def __init__(self, message: str, *, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class QueueFull(FleetError):
+    """The queue holds as many requests as it may."""
+
+    kind = "queue_full"
+
+
+class NoInstance(FleetError):
+    """No instance that could serve the request is usable."""
+
+    kind = "no_instance"
+
+
+class BodyBudgetSpent(FleetError):
+    """The request bodies waiting take all the memory that they may."""
+
+    kind = "body_budget"
+
+
+class DeadlinePassed(FleetError):
+    """The request waited as long as it may."""
+
+    status = 504
+    kind = "deadline"
+
+
+class InstanceError(BalancerError):
+    """An instance failed; retryable as long as no byte of an answer reached the client."""
+
+    source = Source.INSTANCE
+    status = 502
+    retryable = True
+    kind = "instance"
+
+
+class ConnectFailed(InstanceError):
+    """No connection: refused, unreachable, or not made in time."""
+
+    kind = "connect"
+
+    def __init__(self, message: str, *, refused: bool = False) -> None:
+        super().__init__(message)
+        self.refused = refused
+
+
+class ConnectionLost(InstanceError):
+    """The connection ended before the answer was whole."""
+
+    kind = "connection_lost"
+
+
+class InstanceDown(InstanceError):
+    """The instance was judged down while a request waited there for its first byte."""
+
+    kind = "instance_down"
+
+
+class BadResponse(InstanceError):
+    """What came back is not HTTP, breaks its framing, or is larger than its bounds."""
+
+    kind = "bad_response"

@@ -1,0 +1,1 @@
+"""The one mutable store: instances, their runners and the leases out on them."""

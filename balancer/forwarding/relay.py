@@ -1,0 +1,69 @@
+"""The relay: an instance's answer to the client, byte for byte, and the verdict on how it ended.
+
+The body's end is held back until the verdict is known: what looks whole on the wire is whole.
+Reading from the instance never waits for the client (see `upstream.exchange`), so the lease can
+end with the exchange, before a slow client has everything.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from balancer.core.operation import Operation
+from balancer.errors import InstanceError, SlowReader
+from balancer.forwarding.downstream import Sink
+from balancer.protocol.endings import Ending, judge
+from balancer.protocol.errors import error_record
+from balancer.protocol.headers import Headers, downstream_headers
+from balancer.upstream.exchange import Exchange, ResponseHead
+
+_UNFINISHED = "the instance ended the answer before it was complete"
+
+
+@dataclass(frozen=True, slots=True)
+class Relayed:
+    """How a relay ended: `kind` is ok, error_record, unfinished, truncated or slow_reader.
+    `first_byte_at` (monotonic seconds) is when the first of the body was handed to the sink."""
+
+    kind: str
+    answer_bytes: int
+    first_byte_at: float | None = None
+
+
+async def relay(
+    exchange: Exchange,
+    head: ResponseHead,
+    sink: Sink,
+    *,
+    operation: Operation,
+    own_headers: Headers,
+    request_id: str,
+    now: Callable[[], float],
+) -> Relayed:
+    """Relay one answer. After the first byte a failure is told in the caller's dialect, and the
+    answer ends abnormally; this never raises for what the instance does."""
+    headers = downstream_headers(head.headers) + own_headers
+    await sink.start(head.status, headers, content_length=head.content_length)
+    count = 0
+    first_byte_at: float | None = None
+    try:
+        while (chunk := await exchange.next_chunk()) is not None:
+            count += len(chunk)
+            if first_byte_at is None:
+                first_byte_at = now()
+            await sink.write(chunk)
+    except SlowReader:
+        sink.abort()
+        return Relayed("slow_reader", count, first_byte_at)
+    except InstanceError as error:
+        await _break_off(sink, operation, str(error), request_id)
+        return Relayed("truncated", count, first_byte_at)
+    ending = judge(operation, exchange.tail) if head.status < 300 else Ending.WHOLE
+    if ending is Ending.UNFINISHED:
+        await _break_off(sink, operation, _UNFINISHED, request_id)
+        return Relayed("unfinished", count, first_byte_at)
+    await sink.finish()
+    return Relayed("ok" if ending is Ending.WHOLE else "error_record", count, first_byte_at)
+
+
+async def _break_off(sink: Sink, operation: Operation, message: str, request_id: str) -> None:
+    await sink.break_off(error_record(operation.dialect, operation.wire, message, request_id))

@@ -1,0 +1,1 @@
+"""The client listener: aiohttp accepts, parses and limits; the pipeline serves."""

@@ -1,0 +1,449 @@
+"""The life of one request, from the listener's hands to the last byte of its answer. Read this first.
+
+    route → may it enter → body → operation → ticket → lease → relay → outcome
+
+A request is told exactly one outcome. Until the first byte of an answer it can be tried on another
+instance; after that a failure is told in the caller's dialect and the answer ends abnormally. Leaving
+cancels it wherever it stands. A lease ends with the exchange at the instance, not with the client's
+reading.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from itertools import count
+
+from balancer.accounting.ledger import Ledger
+from balancer.accounting.record import RequestRecord
+from balancer.admission.asked import read_asked
+from balancer.admission.body_budget import BodyBudget, HeldBody
+from balancer.admission.identity import identify, require_model_changes
+from balancer.admission.origin import allowed_origin, check_host
+from balancer.clock import Clock
+from balancer.core.operation import Kind, Operation
+from balancer.core.ticket import InstanceId, Lease, Outcome, Ticket, TicketId, Verdict
+from balancer.dispatch import Dispatcher
+from balancer.errors import (
+    BalancerError,
+    ClientLeft,
+    ConnectFailed,
+    FleetError,
+    Forbidden,
+    InstanceError,
+    MethodNotAllowed,
+    NoInstance,
+    Source,
+    UnknownModel,
+    UnsupportedEncoding,
+)
+from balancer.fleet.fleet import Fleet
+from balancer.forwarding.answers import Answers
+from balancer.forwarding.downstream import BodySource, ClientRequest, Sink, send_whole
+from balancer.forwarding.relay import relay
+from balancer.forwarding.stores import StoreRequest, Stores
+from balancer.protocol.endings import Ending, judge, read_counters
+from balancer.protocol.errors import error_body
+from balancer.protocol.headers import Headers, header, upstream_headers
+from balancer.protocol.parse import parse_request
+from balancer.protocol.routes import Match, Treatment, dialect_of, find_route
+from balancer.telemetry.logs import Logger
+from balancer.upstream.client import UpstreamClient, UpstreamRequest
+from balancer.upstream.exchange import Exchange
+
+_JSON: Headers = (("Content-Type", "application/json; charset=utf-8"),)
+_REFRESH_SECONDS = 1.0
+_NAMED_MODELS = 20
+_SILENCE_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What the operator allows and bounds."""
+
+    body_bytes: int
+    queue_seconds: float
+    allow_model_changes: bool
+    cors_origins: frozenset[str]
+    loopback_only: bool
+    own_name: str
+
+
+class Pipeline:
+    """Serves requests. `refresh` brings the fleet's lists up to date (older than, wait at most), `look`
+    asks for a probe of one instance now."""
+
+    def __init__(
+        self,
+        *,
+        fleet: Fleet,
+        dispatcher: Dispatcher,
+        client: UpstreamClient,
+        answers: Answers,
+        stores: Stores,
+        ledger: Ledger,
+        budget: BodyBudget,
+        policy: Policy,
+        refresh: Callable[[float, float], Awaitable[None]],
+        look: Callable[[InstanceId], None],
+        clock: Clock,
+        log: Logger,
+    ) -> None:
+        self._fleet = fleet
+        self._dispatcher = dispatcher
+        self._client = client
+        self._answers = answers
+        self._stores = stores
+        self._ledger = ledger
+        self._budget = budget
+        self._policy = policy
+        self._refresh = refresh
+        self._look = look
+        self._clock = clock
+        self._log = log
+        self._arrivals = count(1)
+
+    async def handle(self, request: ClientRequest, sink: Sink) -> None:
+        """Serve one request to its end. Raises only CancelledError, when the client left."""
+        record = RequestRecord(
+            id=request.id,
+            request_id=request.request_id,
+            client=identify(request.peer),
+            method=request.method,
+            route="",
+            received_at=request.received_at,
+            dialect=dialect_of(request.raw_path).value,
+        )
+        self._ledger.begin(record)
+        try:
+            await self._serve(request, record, sink)
+        except asyncio.CancelledError:
+            record.status, record.outcome = 499, "cancelled"
+            raise
+        except ClientLeft:
+            record.status, record.outcome = 499, "cancelled"
+            sink.abort()
+        except BalancerError as error:
+            await self._tell(error, request, record, sink)
+        except Exception as error:  # noqa: BLE001 - the one boundary where a defect of ours becomes a 500
+            self._log.error("request_failed", id=record.id, route=record.route, exc_info=error)
+            await self._tell(BalancerError("internal error"), request, record, sink)
+        finally:
+            self._ledger.end(record)
+
+    async def _serve(self, request: ClientRequest, record: RequestRecord, sink: Sink) -> None:
+        self._check_page(request, record)
+        if request.method == "OPTIONS":
+            await self._answer_options(request, record, sink)
+            return
+        match = find_route(request.method, request.raw_path)
+        route = match.route
+        record.route, record.kind = route.path, route.kind.value
+        if route.treatment is Treatment.REFUSED:
+            raise Forbidden(f"not served here: {route.why}")
+        if route.changes_models:
+            names = (name for name, _ in request.headers)
+            require_model_changes(request.peer, names, allowed=self._policy.allow_model_changes)
+        held = self._budget.hold()
+        try:
+            match route.treatment:
+                case Treatment.ANSWERED | Treatment.MERGED:
+                    await self._answer(match, request, record, held, sink)
+                case Treatment.EVERY_STORE:
+                    await self._change_stores(match, request, record, held, sink)
+                case _:
+                    await self._place(match, request, record, held, sink)
+        finally:
+            held.release()
+
+    def _check_page(self, request: ClientRequest, record: RequestRecord) -> None:
+        """Refuse requests that a web page of elsewhere makes a browser send."""
+        host = header(request.headers, "host")
+        if self._policy.loopback_only:
+            check_host(host, own_name=self._policy.own_name)
+        origin = header(request.headers, "origin")
+        record.allow_origin = allowed_origin(origin, host, cors_origins=self._policy.cors_origins) or ""
+
+    async def _answer_options(self, request: ClientRequest, record: RequestRecord, sink: Sink) -> None:
+        """A browser's question before a request of another origin; to all others, that there is nothing."""
+        record.status, record.outcome = 204, "ok"
+        asked = header(request.headers, "access-control-request-headers") or ""
+        headers: Headers = ()
+        if record.allow_origin:
+            headers = (
+                ("Access-Control-Allow-Methods", "GET, HEAD, POST, DELETE"),
+                ("Access-Control-Allow-Headers", asked),
+                ("Access-Control-Max-Age", "600"),
+            )
+        await send_whole(sink, 204, headers + _own_headers(record), b"")
+
+    async def _answer(
+        self, match: Match, request: ClientRequest, record: RequestRecord, held: HeldBody, sink: Sink
+    ) -> None:
+        body = await self._read(request, record, held) if request.method == "POST" else b""
+        answer = await self._answers.answer(match, body)
+        record.status, record.outcome = answer.status, "ok"
+        headers = answer.headers + _own_headers(record)
+        await send_whole(sink, answer.status, headers, answer.body, method=request.method)
+
+    async def _change_stores(
+        self, match: Match, request: ClientRequest, record: RequestRecord, held: HeldBody, sink: Sink
+    ) -> None:
+        body: bytes | BodySource = request.body
+        operation = _blob_operation(match)
+        if not match.route.path.startswith("/api/blobs/"):
+            body = await self._read(request, record, held)
+            operation = parse_request(match, body, content_type="", content_encoding="").operation
+        self._note(operation, record)
+        store_request = StoreRequest(
+            operation=operation,
+            method=request.method,
+            headers=_forwarded(request),
+            body=b"" if request.method == "HEAD" else body,
+            own_headers=_own_headers(record),
+            request_id=record.request_id,
+        )
+        relayed = await self._stores.serve(store_request, sink)
+        record.status, record.outcome = 200, relayed.kind
+        record.answer_bytes = relayed.answer_bytes
+
+    async def _place(
+        self, match: Match, request: ClientRequest, record: RequestRecord, held: HeldBody, sink: Sink
+    ) -> None:
+        encoding = self._check_encoding(request)
+        body = await self._read(request, record, held) if request.method == "POST" else b""
+        content_type = header(request.headers, "content-type") or ""
+        parsed = parse_request(match, body, content_type=content_type, content_encoding=encoding)
+        operation = parsed.operation
+        self._note(operation, record)
+        ticket = self._ticket(request, operation, record)
+        upstream = UpstreamRequest(
+            method=request.method,
+            target=operation.upstream_path + (f"?{request.query}" if request.query else ""),
+            headers=_forwarded(request),
+            body=body if parsed.body is None else parsed.body,
+        )
+        del body, parsed
+        if operation.unload and operation.variant is not None:
+            # For every instance where the model is resident; the answer then comes from one of them.
+            await self._stores.tell_residents(operation.variant.model, upstream)
+        async with self._answered(ticket, upstream, record) as exchange:
+            del upstream
+            held.release()
+            await self._relay(exchange, operation, record, sink)
+
+    @asynccontextmanager
+    async def _answered(
+        self, ticket: Ticket, upstream: UpstreamRequest, record: RequestRecord
+    ) -> AsyncIterator[Exchange]:
+        """An exchange whose head is in, at whichever instance gave one; its lease goes back when the
+        instance has no more part in it, at the latest on the way out."""
+        failure: InstanceError | None = None
+        while True:
+            lease = await self._lease(ticket, record, failure)
+            try:
+                exchange = await self._exchange(lease, upstream)
+                break
+            except InstanceError as error:
+                self._failed(lease, record, error)
+                failure, ticket = error, ticket.excluding(lease.instance)
+            except BaseException:
+                self._return(lease, record, Outcome(verdict=Verdict.NEUTRAL, kind="cancelled"))
+                raise
+        record.answered_at = self._clock.monotonic()
+        exchange.when_ended(lambda error: self._return(lease, record, _outcome(exchange, record, error)))
+        try:
+            yield exchange
+        finally:
+            exchange.cancel()
+
+    async def _exchange(self, lease: Lease, upstream: UpstreamRequest) -> Exchange:
+        """As the client's, with a probe of an instance that stays silent: should it turn out to be
+        down, the exchange fails and the request can go elsewhere."""
+        instance = self._fleet.get(lease.instance)
+        loop = asyncio.get_running_loop()
+        silence = loop.call_later(_SILENCE_SECONDS, self._look, instance.id)
+        try:
+            exchange = await self._client.exchange(instance.id, instance.spec.url, upstream)
+        finally:
+            silence.cancel()
+        variant = lease.ticket.variant
+        if variant is not None and lease.ticket.needs_slot and not instance.resident(variant.model):
+            self._look(instance.id)
+        return exchange
+
+    async def _relay(
+        self, exchange: Exchange, operation: Operation, record: RequestRecord, sink: Sink
+    ) -> None:
+        head = await exchange.response()
+        record.status = head.status
+        exchange.when_overflowed(sink.abort)
+        relayed = await relay(
+            exchange,
+            head,
+            sink,
+            operation=operation,
+            own_headers=_own_headers(record),
+            request_id=record.request_id,
+            now=self._clock.monotonic,
+        )
+        record.first_byte_at = relayed.first_byte_at
+        record.answer_bytes = relayed.answer_bytes
+        record.outcome = "rejected" if head.status >= 400 else relayed.kind
+        if head.status < 300:
+            record.counters = read_counters(operation, exchange.tail)
+
+    async def _lease(self, ticket: Ticket, record: RequestRecord, failure: InstanceError | None) -> Lease:
+        """A lease for the next try; where no instance is left to try, what the last one met."""
+        if failure is not None:
+            self._ledger.retried(failure.kind)
+        started = self._clock.monotonic()
+        try:
+            lease = await self._acquire(ticket, record)
+        except NoInstance as error:
+            raise (failure or error) from error
+        finally:
+            record.queued_seconds += self._clock.monotonic() - started
+        record.attempts = ticket.attempt
+        record.instance, record.reason = lease.instance, lease.reason
+        self._ledger.leased(record)
+        return lease
+
+    async def _acquire(self, ticket: Ticket, record: RequestRecord) -> Lease:
+        """As dispatch, but a model that none seems to have is looked for once more: it may have been
+        pulled at an instance since the lists were read."""
+        try:
+            return await self._dispatcher.acquire(ticket)
+        except UnknownModel:
+            await self._refresh(_REFRESH_SECONDS, _REFRESH_SECONDS)
+        try:
+            return await self._dispatcher.acquire(ticket)
+        except UnknownModel as error:
+            asked = record.operation.model if record.operation else record.model
+            raise UnknownModel(f"model '{asked}' not found; {self._what_there_is()}") from error
+
+    def _failed(self, lease: Lease, record: RequestRecord, error: InstanceError) -> None:
+        """One try met a failing instance: the lease goes back, and a refused connection marks it down."""
+        self._ledger.failed(record, error.kind)
+        self._return(lease, record, Outcome(verdict=Verdict.FAILURE, kind=error.kind))
+        if isinstance(error, ConnectFailed) and error.refused:
+            instance = self._fleet.get(lease.instance)
+            self._fleet.failed(instance, str(error), refused=True, incarnation=lease.incarnation)
+
+    def _return(self, lease: Lease, record: RequestRecord, outcome: Outcome) -> None:
+        self._ledger.returned(record)
+        self._dispatcher.release(lease, outcome)
+
+    async def _read(self, request: ClientRequest, record: RequestRecord, held: HeldBody) -> bytes:
+        body = await request.body.read(limit_bytes=self._policy.body_bytes, held=held)
+        record.body_bytes = len(body)
+        return body
+
+    def _check_encoding(self, request: ClientRequest) -> str:
+        """The body's coding: none, or zstd on `/v1`, as Ollama reads it."""
+        encoding = (header(request.headers, "content-encoding") or "").strip().casefold()
+        if encoding in {"", "identity"}:
+            return ""
+        if encoding == "zstd" and request.raw_path.startswith("/v1/"):
+            return encoding
+        raise UnsupportedEncoding(
+            f"Content-Encoding '{encoding[:32]}' is not read here; zstd is, on /v1 paths"
+        )
+
+    def _ticket(self, request: ClientRequest, operation: Operation, record: RequestRecord) -> Ticket:
+        record.parsed_at = now = self._clock.monotonic()
+        asked = read_asked(
+            priority=header(request.headers, "x-balancer-priority"),
+            session=header(request.headers, "x-balancer-session"),
+            timeout=header(request.headers, "x-balancer-timeout"),
+            limit_seconds=self._policy.queue_seconds,
+        )
+        return Ticket(
+            id=TicketId(request.id),
+            arrival=next(self._arrivals),
+            client=record.client,
+            priority=asked.priority,
+            variant=operation.variant,
+            needs_slot=operation.needs_slot,
+            queued_at=now,
+            deadline=now + asked.queue_seconds,
+            session=asked.session,
+        )
+
+    def _note(self, operation: Operation, record: RequestRecord) -> None:
+        record.operation = operation
+        record.model = operation.variant.model if operation.variant else ""
+
+    def _what_there_is(self) -> str:
+        names = sorted(self._fleet.models())
+        if not names:
+            return "no usable instance has a model yet"
+        more = f" and {len(names) - _NAMED_MODELS} more" if len(names) > _NAMED_MODELS else ""
+        return f"there are {', '.join(names[:_NAMED_MODELS])}{more}"
+
+    async def _tell(
+        self, error: BalancerError, request: ClientRequest, record: RequestRecord, sink: Sink
+    ) -> None:
+        """Tell an error that came before any byte of an answer; after one only the end can tell."""
+        record.status, record.outcome, record.error = error.status, error.kind, str(error)
+        if sink.started:
+            sink.abort()
+            return
+        headers = _JSON + _own_headers(record)
+        if isinstance(error, FleetError) and error.retry_after_seconds is not None:
+            headers += (("Retry-After", str(max(1, round(error.retry_after_seconds)))),)
+        if isinstance(error, MethodNotAllowed):
+            headers += (("Allow", ", ".join(error.allow)),)
+        if error.source is Source.CLIENT:
+            headers += (("Connection", "close"),) if error.status in {408, 413, 415} else ()
+        body = error_body(dialect_of(request.raw_path), error.status, str(error), record.request_id)
+        try:
+            await send_whole(sink, error.status, headers, body, method=request.method)
+        except ClientLeft:
+            record.status, record.outcome = 499, "cancelled"
+
+
+def _outcome(exchange: Exchange, record: RequestRecord, error: BalancerError | None) -> Outcome:
+    """What the end of an exchange says of its instance; a client's leaving says nothing."""
+    status, operation = exchange.status, record.operation
+    if isinstance(error, InstanceError) and not exchange.left:
+        return Outcome(verdict=Verdict.FAILURE, kind="truncated")
+    if error is not None:
+        return Outcome(verdict=Verdict.NEUTRAL, kind="cancelled")
+    if status >= 500:
+        return Outcome(verdict=Verdict.FAILURE, kind="status")
+    if status >= 400 or operation is None:
+        return Outcome(verdict=Verdict.NEUTRAL, kind="rejected")
+    match judge(operation, exchange.tail):
+        case Ending.WHOLE:
+            return Outcome(verdict=Verdict.SUCCESS, kind="ok")
+        case Ending.ERROR:
+            return Outcome(verdict=Verdict.FAILURE, kind="error_record")
+        case Ending.UNFINISHED:
+            return Outcome(verdict=Verdict.NEUTRAL, kind="unfinished")
+
+
+def _blob_operation(match: Match) -> Operation:
+    return Operation(
+        kind=Kind.MANAGE,
+        dialect=match.route.dialect,
+        upstream_path=f"/api/blobs/{match.parameter}",
+    )
+
+
+def _forwarded(request: ClientRequest) -> Headers:
+    return (*upstream_headers(request.headers), ("X-Request-ID", request.request_id))
+
+
+def _own_headers(record: RequestRecord) -> Headers:
+    own: Headers = (("X-Request-ID", record.request_id), ("X-Balancer-Request", record.id))
+    if record.allow_origin:
+        own += (("Access-Control-Allow-Origin", record.allow_origin), ("Vary", "Origin"))
+    if record.attempts:
+        own += (
+            ("X-Balancer-Instance", record.instance),
+            ("X-Balancer-Attempts", str(record.attempts)),
+            ("X-Balancer-Queue-Ms", str(round(record.queued_seconds * 1000))),
+            ("X-Balancer-Reason", record.reason),
+        )
+    return own

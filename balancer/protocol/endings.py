@@ -1,0 +1,142 @@
+"""How an answer ended: judged from its last record, never from the mere end of its body.
+
+A runner that dies ends its HTTP body properly: with an error line on native paths, with a chunk
+that names no model on `/v1`, with nothing on `/v1/messages`. So a stream is whole only where its
+last record says so. Nothing is decoded but the ends: a `context` array can be huge, and a tool
+call may contain any text. The patterns are anchored to the begin or the end of a record, and a JSON
+string holds no bare quote and no bare line end, so they match top-level keys only.
+Source: observed on Ollama v0.33 (children killed mid-stream, all dialects).
+"""
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+from balancer.core.operation import Dialect, Kind, Operation, Wire
+
+TAIL_BYTES = 2048
+HEAD_BYTES = 512
+
+
+class Ending(StrEnum):
+    """What the last record says."""
+
+    WHOLE = "whole"
+    ERROR = "error"
+    UNFINISHED = "unfinished"
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What the instance counted: tokens, and durations in seconds; None where it does not tell."""
+
+    prompt_tokens: int | None = None
+    generated_tokens: int | None = None
+    load_seconds: float | None = None
+    prompt_seconds: float | None = None
+    generation_seconds: float | None = None
+
+
+class Tail:
+    """What a verdict needs of a body that passes by: its last `TAIL_BYTES`, and the first
+    `HEAD_BYTES` of its last line."""
+
+    __slots__ = ("_line_open", "data", "head")
+
+    def __init__(self) -> None:
+        self.data = b""
+        self.head = b""
+        self._line_open = False
+
+    def feed(self, chunk: bytes) -> None:
+        """Take note of the next chunk, which is not empty."""
+        begin = chunk.rfind(b"\n", 0, -1) + 1
+        if begin or not self._line_open:
+            self.head = chunk[begin : begin + HEAD_BYTES]
+        elif len(self.head) < HEAD_BYTES:
+            self.head = (self.head + chunk)[:HEAD_BYTES]
+        self._line_open = not chunk.endswith(b"\n")
+        self.data = chunk[-TAIL_BYTES:] if len(chunk) >= TAIL_BYTES else (self.data + chunk)[-TAIL_BYTES:]
+
+
+_STRING = rb'"(?:[^"\\]|\\.)*"'
+_DONE_AT_HEAD = re.compile(rb"\{(?:" + _STRING + rb":" + _STRING + rb',)*"done":(true|false)')
+_DONE_AT_END = re.compile(
+    rb'"done":(true|false)(?:,"done_reason":' + _STRING + rb')?(?:,"[a-z_]+":\d+)*\}\s*\Z'
+)
+_ERROR_AT_HEAD = re.compile(rb'(?:data: )?\{"error":')
+_NUMBERS_AT_END = re.compile(rb'((?:,"[a-z_]+":\d+)+)\}\s*\Z')
+_NUMBER = re.compile(rb'"([a-z_]+)":(\d+)')
+_USAGE = re.compile(rb'"usage":(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
+_LAST_EVENT = re.compile(rb"(?:\A|\n)event: ([a-z._]+)\r?\n")
+_TYPE_AT_HEAD = re.compile(rb'data: \{"type":"([a-z._]+)"')
+_TYPE_AT_END = re.compile(rb'"type":"([a-z._]+)"\}\s*\Z')
+
+_WHOLE_EVENTS = frozenset({b"message_stop", b"response.completed", b"response.incomplete"})
+_ERROR_EVENTS = frozenset({b"error", b"response.failed"})
+
+
+def judge(operation: Operation, tail: Tail) -> Ending:
+    """What the end of a successful answer's body says, given that its framing ended properly.
+
+    A body that does not stream is whole by its framing."""
+    match operation.wire:
+        case Wire.JSON:
+            return Ending.WHOLE
+        case Wire.NDJSON:
+            return _judge_lines(operation.kind, tail)
+        case Wire.SSE:
+            return _judge_events(operation, tail)
+
+
+def _judge_lines(kind: Kind, tail: Tail) -> Ending:
+    if _ERROR_AT_HEAD.match(tail.head):
+        return Ending.ERROR
+    if kind is Kind.MANAGE:
+        return Ending.WHOLE if b'"status":"success"' in tail.head else Ending.UNFINISHED
+    done = _DONE_AT_HEAD.match(tail.head) or _DONE_AT_END.search(tail.data)
+    return Ending.WHOLE if done is not None and done.group(1) == b"true" else Ending.UNFINISHED
+
+
+def _judge_events(operation: Operation, tail: Tail) -> Ending:
+    if operation.dialect is Dialect.OPENAI and operation.kind is not Kind.RESPONSE:
+        if tail.data.rstrip().endswith(b"data: [DONE]"):
+            return Ending.WHOLE
+        return (
+            Ending.ERROR
+            if _ERROR_AT_HEAD.match(tail.data.rstrip().rsplit(b"\n", 1)[-1])
+            else Ending.UNFINISHED
+        )
+    named = _LAST_EVENT.findall(tail.data)
+    typed = _TYPE_AT_HEAD.match(tail.head) or _TYPE_AT_END.search(tail.data)
+    last = named[-1] if named else typed.group(1) if typed else b""
+    if last in _WHOLE_EVENTS:
+        return Ending.WHOLE
+    return Ending.ERROR if last in _ERROR_EVENTS else Ending.UNFINISHED
+
+
+def read_counters(operation: Operation, tail: Tail) -> Counters:
+    """The counters of an answer that ended; empty ones where there are none in sight."""
+    if operation.dialect is Dialect.OLLAMA:
+        numbers = _numbers(_NUMBERS_AT_END.search(tail.data))
+        return Counters(
+            prompt_tokens=numbers.get(b"prompt_eval_count"),
+            generated_tokens=numbers.get(b"eval_count"),
+            load_seconds=_seconds(numbers.get(b"load_duration")),
+            prompt_seconds=_seconds(numbers.get(b"prompt_eval_duration")),
+            generation_seconds=_seconds(numbers.get(b"eval_duration")),
+        )
+    usages = list(_USAGE.finditer(tail.data))
+    numbers = _numbers(usages[-1] if usages else None)
+    return Counters(
+        prompt_tokens=numbers.get(b"prompt_tokens", numbers.get(b"input_tokens")),
+        generated_tokens=numbers.get(b"completion_tokens", numbers.get(b"output_tokens")),
+    )
+
+
+def _numbers(match: re.Match[bytes] | None) -> dict[bytes, int]:
+    return {name: int(value) for name, value in _NUMBER.findall(match.group(1))} if match else {}
+
+
+def _seconds(nanoseconds: int | None) -> float | None:
+    return None if nanoseconds is None else nanoseconds / 1e9

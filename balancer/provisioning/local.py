@@ -1,0 +1,82 @@
+"""What this machine's own process table tells of an Ollama that someone else started here.
+
+An Ollama does not say how many slots its runners have, nor where its models are. Its child's command
+line and its own environment do. Linux only, and only for processes of the same user; where nothing
+can be read the answer is None, which is no fault. These calls block for a few milliseconds.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+_LISTEN = "0A"
+_BLOB = re.compile(r"sha256-([0-9a-f]{64})")
+
+
+@dataclass(frozen=True, slots=True)
+class LocalOllama:
+    """An Ollama server process here; `slots` maps the digest of a runner's model blob to its slots."""
+
+    pid: int
+    models_dir: str
+    slots: Mapping[str, int] = field(default_factory=dict)
+
+
+def find_local_ollama(port: int, *, proc: Path = Path("/proc")) -> LocalOllama | None:
+    """The Ollama that listens on a port of this machine, None where there is none to be seen.
+
+    Source: Ollama v0.33 llm/llama_server.go starts `llama-server --model …/blobs/sha256-… -np N`.
+    """
+    inodes = {inode for table in ("tcp", "tcp6") for inode in _listening(proc / "net" / table, port)}
+    pid = next((pid for pid in _pids(proc) if inodes and _holds_socket(proc / str(pid), inodes)), None)
+    if pid is None or _text(proc / str(pid) / "comm").strip() != "ollama":
+        return None
+    environment = dict(
+        entry.partition("=")[::2] for entry in _text(proc / str(pid) / "environ").split("\0") if "=" in entry
+    )
+    models_dir = environment.get("OLLAMA_MODELS") or f"{environment.get('HOME', '')}/.ollama/models"
+    return LocalOllama(pid, str(Path(models_dir).resolve()), dict(_runners(proc, pid)))
+
+
+def _runners(proc: Path, parent: int) -> Iterator[tuple[str, int]]:
+    for pid in _pids(proc):
+        status = _text(proc / str(pid) / "stat").rpartition(")")[2].split()
+        if len(status) > 1 and status[1] == str(parent):
+            arguments = _text(proc / str(pid) / "cmdline").split("\0")
+            blob = next((found for each in arguments if (found := _BLOB.search(each))), None)
+            slots = _value_after("-np", arguments) or _value_after("--parallel", arguments)
+            if blob is not None and slots is not None and slots.isdigit():
+                yield blob.group(1), int(slots)
+
+
+def _value_after(flag: str, arguments: list[str]) -> str | None:
+    return next((value for each, value in pairwise(arguments) if each == flag), None)
+
+
+def _listening(table: Path, port: int) -> Iterator[str]:
+    for line in _text(table).splitlines()[1:]:
+        columns = line.split()
+        if len(columns) > 9 and columns[3] == _LISTEN and int(columns[1].rpartition(":")[2], 16) == port:
+            yield f"socket:[{columns[9]}]"
+
+
+def _pids(proc: Path) -> Iterator[int]:
+    for entry in proc.iterdir():
+        if entry.name.isdigit():
+            yield int(entry.name)
+
+
+def _holds_socket(process: Path, inodes: set[str]) -> bool:
+    try:
+        return any(str(link.readlink()) in inodes for link in (process / "fd").iterdir())
+    except OSError:
+        return False
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""

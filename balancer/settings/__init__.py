@@ -1,0 +1,48 @@
+"""The configuration of the balancer: `load` gives one frozen `Settings` from files, environment and command
+line, or a `SettingsError` with everything that is wrong. The schema lives in `schema` and `groups`, what
+values look like in `values`, precedence in `sources`; `json_schema` writes the schema for editors.
+"""
+
+from balancer.settings.faults import Fault, SettingsError
+from balancer.settings.groups import (
+    BatchingSettings,
+    CacheSettings,
+    CircuitBreakerSettings,
+    HealthSettings,
+    LimitsSettings,
+    LoadBalancingSettings,
+    LogSettings,
+    ModelPoolSettings,
+    PlacementSettings,
+    ProvisioningSettings,
+    RuntimesSettings,
+)
+from balancer.settings.schema import PENDING, GpuInstanceSettings, InstanceSettings, Settings
+from balancer.settings.sources import load
+from balancer.settings.values import Address, LogFormat, LogLevel, Provision, Strategy
+
+__all__ = [
+    "PENDING",
+    "Address",
+    "BatchingSettings",
+    "CacheSettings",
+    "CircuitBreakerSettings",
+    "Fault",
+    "GpuInstanceSettings",
+    "HealthSettings",
+    "InstanceSettings",
+    "LimitsSettings",
+    "LoadBalancingSettings",
+    "LogFormat",
+    "LogLevel",
+    "LogSettings",
+    "ModelPoolSettings",
+    "PlacementSettings",
+    "Provision",
+    "ProvisioningSettings",
+    "RuntimesSettings",
+    "Settings",
+    "SettingsError",
+    "Strategy",
+    "load",
+]

@@ -1,0 +1,225 @@
+"""The groups of the configuration, each a frozen model: a setting's meaning, unit, default and bounds
+stand with its field, and its description is the manual's line for it. The configuration as a whole is
+in `schema`. Sizes are bytes, durations are seconds unless the name says otherwise.
+"""
+
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from balancer.settings.values import Count, LogFormat, LogLevel, ModelName, Number, Size, lower
+
+KIB, MIB, GIB = 2**10, 2**20, 2**30
+
+
+class Group(BaseModel):
+    """A frozen set of settings that refuses keys it does not know."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+    )
+
+
+class LoadBalancingSettings(Group):
+    """Whether requests are spread at all."""
+
+    enabled: bool = Field(
+        default=True, description="false: the first instance serves everything and nothing is chosen."
+    )
+
+
+class HealthSettings(Group):
+    """How a silent or failing instance is found."""
+
+    interval_seconds: Number = Field(
+        default=30.0, ge=0.05, le=3600, description="Time between two probes of an instance, in seconds."
+    )
+    timeout_seconds: Number = Field(
+        default=5.0, ge=0.05, le=300, description="Time after which a probe counts as failed, in seconds."
+    )
+    unhealthy_threshold: Count = Field(
+        default=3, ge=1, le=100, description="Failed probes in a row after which an instance is down."
+    )
+    healthy_threshold: Count = Field(
+        default=2, ge=1, le=100, description="Good probes in a row after which an instance is up again."
+    )
+
+
+class CircuitBreakerSettings(Group):
+    """When an instance that fails requests is left alone for a while."""
+
+    enabled: bool = Field(default=True, description="Whether failures of requests open a breaker.")
+    threshold: Count = Field(default=5, ge=1, le=1000, description="Failures in a row that open it.")
+    reset_seconds: Number = Field(
+        default=60.0,
+        ge=0.05,
+        le=86_400,
+        description="Time until an open breaker lets one request try, in seconds.",
+    )
+
+
+class BatchingSettings(Group):
+    """Grouping of like requests."""
+
+    enabled: bool = Field(default=True, description="Whether like requests are grouped.")
+    max_size: Count = Field(default=4, ge=1, le=1024, description="The most requests in one group.")
+    window_ms: Number = Field(
+        default=100.0, ge=0, le=60_000, description="How long a group may wait for more, in milliseconds."
+    )
+
+
+class CacheSettings(Group):
+    """Use of what runners remember of earlier prompts."""
+
+    sharing: bool = Field(
+        default=True, description="Whether requests go where the beginning of their prompt is still cached."
+    )
+    max_memory_percent: Number = Field(
+        default=30.0,
+        ge=0,
+        le=100,
+        description="The share of host memory for all prompt caches of managed runners together, in percent.",
+    )
+
+
+class ProvisioningSettings(Group):
+    """How many instances a device gets."""
+
+    several_instances: bool = Field(
+        default=True, description="Whether a device may get more than one instance."
+    )
+    max_instances_per_device: Count | None = Field(
+        default=None, ge=1, le=64, description="The most instances on one device. null: from its memory."
+    )
+    memory_reserve_bytes: Size = Field(
+        default=2 * GIB,
+        ge=0,
+        le=1024 * GIB,
+        description="Memory of each device kept free for batches and activations, in bytes or as 2GiB.",
+    )
+    model_size_estimate_bytes: Size = Field(
+        default=1536 * MIB,
+        ge=MIB,
+        le=1024 * GIB,
+        description="The size assumed of a model that is not known yet, in bytes or as 1.5GiB.",
+    )
+    warm_up: bool = Field(
+        default=True, description="Whether models meant for an instance are loaded at its start."
+    )
+    use_fp16: bool = Field(
+        default=True, description="Whether runtimes that offer a choice use 16-bit floats."
+    )
+
+
+class ModelPoolSettings(Group):
+    """Copies of one model."""
+
+    enabled: bool = Field(default=True, description="Whether a model may have more than one copy.")
+    max_instances: Count | None = Field(
+        default=None, ge=1, le=1024, description="The most copies of one model. null: as demand asks."
+    )
+
+
+class PlacementSettings(Group):
+    """Which models stay loaded."""
+
+    evict_after_idle_seconds: Number = Field(
+        default=300.0,
+        ge=1,
+        le=31_536_000,
+        description="Idle time after which a model may be unloaded, in seconds.",
+    )
+    pinned: tuple[ModelName, ...] = Field(default=(), description="Models that are never unloaded.")
+
+
+class VllmSettings(Group):
+    """The vLLM runtime."""
+
+    enabled: bool = Field(default=False, description="Whether models may be served by vLLM.")
+
+
+class RuntimesSettings(Group):
+    """The runtimes beside Ollama."""
+
+    vllm: VllmSettings = Field(default_factory=VllmSettings, description="The vLLM runtime.")
+
+
+class LimitsSettings(Group):
+    """What a client may send, and how long things may take."""
+
+    body_bytes: Size = Field(
+        default=64 * MIB,
+        ge=KIB,
+        le=16 * GIB,
+        description="The largest request body, in bytes; beyond it 413. Blob uploads stream and are exempt.",
+    )
+    body_memory_bytes: Size = Field(
+        default=GIB,
+        ge=KIB,
+        le=1024 * GIB,
+        description="Memory for all request bodies held at once, in bytes; beyond it 503.",
+    )
+    queue_requests: Count = Field(
+        default=1000, ge=0, le=1_000_000, description="The most requests waiting for a slot; beyond it 503."
+    )
+    queue_seconds: Number = Field(
+        default=300.0,
+        gt=0,
+        le=86_400,
+        description="The longest that a request waits for a slot, in seconds; then 504.",
+    )
+    request_line_bytes: Size = Field(
+        default=8190, ge=256, le=MIB, description="The longest request line, in bytes; beyond it 400."
+    )
+    header_bytes: Size = Field(
+        default=8190, ge=256, le=MIB, description="The longest single header, in bytes; beyond it 431."
+    )
+    headers_bytes: Size = Field(
+        default=64 * KIB,
+        ge=KIB,
+        le=16 * MIB,
+        description="All headers of a request together, in bytes; beyond it 431.",
+    )
+    header_count: Count = Field(
+        default=100, ge=8, le=10_000, description="The most headers of a request; beyond it 431."
+    )
+    connections: Count | None = Field(
+        default=None,
+        ge=1,
+        le=1_000_000,
+        description="The most client connections at once. null: four fifths of the open files allowed.",
+    )
+    header_seconds: Number = Field(
+        default=10.0, gt=0, le=3600, description="Time for a request's headers to arrive, in seconds."
+    )
+    body_idle_seconds: Number = Field(
+        default=30.0,
+        gt=0,
+        le=3600,
+        description="The longest pause inside a request body, in seconds; then 408.",
+    )
+    idle_seconds: Number = Field(
+        default=75.0, gt=0, le=86_400, description="How long an idle client connection is kept, in seconds."
+    )
+    connect_seconds: Number = Field(
+        default=5.0, gt=0, le=300, description="Time to connect to an instance, in seconds."
+    )
+    stream_buffer_bytes: Size = Field(
+        default=4 * MIB,
+        ge=64 * KIB,
+        le=GIB,
+        description="What is kept of an answer for a slow reader, in bytes; one further behind is cut off.",
+    )
+
+
+class LogSettings(Group):
+    """What is logged, and how."""
+
+    level: Annotated[LogLevel, BeforeValidator(lower)] = Field(
+        default=LogLevel.INFO, description="The least severe events that are logged."
+    )
+    format: Annotated[LogFormat, BeforeValidator(lower)] = Field(
+        default=LogFormat.AUTO, description="auto: console on a terminal, else json (one object a line)."
+    )

@@ -1,0 +1,34 @@
+"""Log set-up: events are snake-case facts with keys; JSON lines, or columns on a terminal.
+
+Prompts, keys and bodies are never logged: no code hands them to a logger. Control characters in
+values are escaped by both renderers.
+"""
+
+import logging
+import sys
+from typing import TextIO
+
+import structlog
+
+Logger = structlog.typing.FilteringBoundLogger
+
+
+def make_logger(*, level: str, output_format: str, stream: TextIO | None = None) -> Logger:
+    """A logger that writes to `stream` (default: standard error). `output_format` is json, console,
+    or auto: console on a terminal."""
+    out = stream if stream is not None else sys.stderr
+    console = output_format == "console" or (output_format == "auto" and out.isatty())
+    renderer = (
+        structlog.dev.ConsoleRenderer(colors=out.isatty()) if console else structlog.processors.JSONRenderer()
+    )
+    logger: Logger = structlog.wrap_logger(
+        structlog.WriteLogger(out),
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.ExceptionRenderer(),
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+    )
+    return logger

@@ -1,0 +1,83 @@
+"""Every metric of the house, declared once. Labels are bounded: never a client, a key or a path."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+_WAITS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_PER_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
+_OVERHEAD = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 1)
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+
+class Metrics:
+    """One registry of its own, so that several balancers in one process do not meet in it."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        instance_model = ("instance", "model")
+        self.requests = self._counter(
+            "balancer_requests", "Requests ended, by outcome", (*instance_model, "dialect", "outcome")
+        )
+        self.requests_running = self._gauge(
+            "balancer_requests_running", "Requests at an instance", instance_model
+        )
+        self.requests_waiting = self._gauge(
+            "balancer_requests_waiting", "Requests in the queue", ("model", "class")
+        )
+        self.queue_duration = self._histogram(
+            "balancer_queue_duration_seconds", "Time in the queue", ("model",)
+        )
+        self.time_to_first_token = self._histogram(
+            "balancer_time_to_first_token_seconds",
+            "From arrival to the first byte of the answer's body",
+            ("model",),
+        )
+        self.request_duration = self._histogram(
+            "balancer_request_duration_seconds", "From arrival to the end of the answer", ("model",)
+        )
+        self.time_per_output_token = self._histogram(
+            "balancer_time_per_output_token_seconds", "As the instance counted it", ("model",), _PER_TOKEN
+        )
+        self.prompt_tokens = self._counter(
+            "balancer_prompt_tokens", "Prompt tokens evaluated or cached", instance_model
+        )
+        self.generation_tokens = self._counter(
+            "balancer_generation_tokens", "Tokens generated", instance_model
+        )
+        self.model_vram = self._gauge(
+            "balancer_model_vram_bytes", "Device memory of a runner", instance_model
+        )
+        self.instance_up = self._gauge(
+            "balancer_instance_up", "1 where an instance answers its probes", ("instance",)
+        )
+        self.retries = self._counter("balancer_retries", "Further tries of requests", ("reason",))
+        self.rejections = self._counter(
+            "balancer_rejections", "Requests turned away by the balancer", ("reason",)
+        )
+        self.errors = self._counter("balancer_errors", "Failures of instances", (*instance_model, "kind"))
+        self.loop_lag = self._gauge(
+            "balancer_loop_lag_seconds", "How late the event loop ran its newest tick", ()
+        )
+        self.proxy_overhead = self._histogram(
+            "balancer_proxy_overhead_seconds",
+            "Time in the balancer's own code before the first byte",
+            (),
+            _OVERHEAD,
+        )
+        self.build_info = self._gauge("balancer_build_info", "1, with the version as label", ("version",))
+
+    def render(self) -> bytes:
+        """All metrics in the text format."""
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, about: str, labels: tuple[str, ...]) -> Counter:
+        return Counter(name, about, labels, registry=self.registry)
+
+    def _gauge(self, name: str, about: str, labels: tuple[str, ...]) -> Gauge:
+        return Gauge(name, about, labels, registry=self.registry)
+
+    def _histogram(
+        self, name: str, about: str, labels: tuple[str, ...], buckets: tuple[float, ...] = _WAITS
+    ) -> Histogram:
+        return Histogram(name, about, labels, buckets=buckets, registry=self.registry)

@@ -1,0 +1,134 @@
+"""The upstream client: send a request to an instance, get its exchange.
+
+Request heads are written here from parts that were checked before; nothing of a client's request
+line goes out.
+"""
+
+import re
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+from balancer.core.ticket import InstanceId
+from balancer.errors import BalancerError, ConnectionLost, InstanceDown
+from balancer.protocol.headers import Headers
+from balancer.upstream.connection import Connection
+from balancer.upstream.exchange import Exchange
+from balancer.upstream.pool import Pool
+
+_TARGET = re.compile(r"/[\x21-\x7e]*")
+_FORBIDDEN = re.compile(r"[\r\n\0]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpstreamRequest:
+    """What goes to an instance. `body` is bytes, or pieces that can be sent once only with their
+    total length, None where it is not known before."""
+
+    method: str
+    target: str
+    headers: Headers
+    body: bytes | AsyncIterator[bytes] = b""
+    length: int | None = None
+
+    @property
+    def replayable(self) -> bool:
+        """Whether it can be sent a second time."""
+        return isinstance(self.body, bytes)
+
+
+class UpstreamClient:
+    """One pool per instance, made at its first use."""
+
+    def __init__(self, *, connect_seconds: float, idle_seconds: float, buffer_bytes: int) -> None:
+        self._connect_seconds = connect_seconds
+        self._idle_seconds = idle_seconds
+        self._buffer_bytes = buffer_bytes
+        self._pools: dict[InstanceId, Pool] = {}
+        self._unanswered: dict[InstanceId, set[Exchange]] = {}
+
+    def pool(self, instance: InstanceId, url: str) -> Pool:
+        """The pool of an instance."""
+        if instance not in self._pools:
+            self._pools[instance] = Pool(
+                url, connect_seconds=self._connect_seconds, idle_seconds=self._idle_seconds
+            )
+        return self._pools[instance]
+
+    async def exchange(self, instance: InstanceId, url: str, request: UpstreamRequest) -> Exchange:
+        """Send a request and wait for the head of its answer.
+
+        A kept connection that turns out to be closed at the other end costs one silent try on
+        a new one, as long as no byte came back. Cancelling closes the connection at once.
+
+        Raises:
+            ConnectFailed: no connection.
+            ConnectionLost: it ended before a head came.
+            InstanceDown: the instance was judged down meanwhile.
+            BadResponse: what came is no HTTP answer that can be relayed.
+        """
+        pool = self.pool(instance, url)
+        kept = pool.take_idle() if request.replayable else None
+        if kept is not None:
+            with suppress(ConnectionLost):
+                return await self._try(instance, pool, kept, request)
+        return await self._try(instance, pool, await pool.connect(), request)
+
+    def abandon(self, instance: InstanceId, reason: str) -> None:
+        """Fail every exchange there that has no head yet, so that its request can go elsewhere."""
+        for exchange in tuple(self._unanswered.get(instance, ())):
+            exchange.cancel(InstanceDown(reason))
+
+    def close(self) -> None:
+        """Close every connection."""
+        for pool in self._pools.values():
+            pool.close()
+
+    async def _try(
+        self, instance: InstanceId, pool: Pool, connection: Connection, request: UpstreamRequest
+    ) -> Exchange:
+        exchange = connection.begin(head_only=request.method == "HEAD", buffer_bytes=self._buffer_bytes)
+        unanswered = self._unanswered.setdefault(instance, set())
+        unanswered.add(exchange)
+        try:
+            await _send(connection, exchange, pool.authority, request)
+            await exchange.response()
+        except BaseException:  # cancelled or failed: the connection must not outlive its exchange
+            exchange.cancel()
+            raise
+        finally:
+            unanswered.discard(exchange)
+        return exchange
+
+
+async def _send(connection: Connection, exchange: Exchange, authority: str, request: UpstreamRequest) -> None:
+    if isinstance(request.body, bytes):
+        await connection.send(_head(authority, request, len(request.body)) + request.body)
+    else:
+        await connection.send(_head(authority, request, request.length))
+        async for piece in request.body:
+            if exchange.answered or connection.closed:
+                return  # an early answer: the rest of the body is not wanted
+            await connection.send(piece if request.length is not None else _chunk(piece))
+        if request.length is None:
+            await connection.send(b"0\r\n\r\n")
+    connection.request_sent()
+
+
+def _chunk(piece: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(piece), piece)
+
+
+def _head(authority: str, request: UpstreamRequest, length: int | None) -> bytes:
+    if not _TARGET.fullmatch(request.target):
+        raise BalancerError("a request target with characters that no target has")
+    lines = [f"{request.method} {request.target} HTTP/1.1", f"Host: {authority}"]
+    for name, value in request.headers:
+        if _FORBIDDEN.search(name) or _FORBIDDEN.search(value):
+            raise BalancerError("a header with a line end")
+        lines.append(f"{name}: {value}")
+    if length is None:
+        lines.append("Transfer-Encoding: chunked")
+    elif length or request.method not in {"GET", "HEAD"}:
+        lines.append(f"Content-Length: {length}")
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")

@@ -1,0 +1,233 @@
+"""One connection to an instance: an asyncio protocol on httptools, one exchange at a time.
+
+What is handled here: interim (1xx) heads, answers without a body, bodies that end with the
+connection, trailers (dropped), bytes after the end (the connection is thrown away), heads beyond
+their bound, framing that could be read in two ways (refused).
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import cast
+
+import httptools
+
+from balancer.errors import BadResponse, ConnectionLost
+from balancer.upstream.exchange import Exchange, ResponseHead
+
+_HEAD_LIMIT_BYTES = 65536
+_INTERIM_LIMIT = 16
+
+
+class _Phase(StrEnum):
+    IDLE = "idle"
+    HEAD = "head"
+    BODY = "body"
+
+
+@dataclass(frozen=True, slots=True)
+class _Framing:
+    content_length: int | None
+    chunked: bool
+    until_close: bool
+
+
+class Connection(asyncio.Protocol):
+    """Owned by a pool. `on_idle` is told when another exchange may begin on it, `on_lost` once when
+    it is closed."""
+
+    def __init__(
+        self, *, on_idle: Callable[["Connection"], None], on_lost: Callable[["Connection"], None]
+    ) -> None:
+        self._on_idle = on_idle
+        self._on_lost = on_lost
+        self._transport: asyncio.Transport | None = None
+        self._exchange: Exchange | None = None
+        self._phase = _Phase.IDLE
+        self._drained: asyncio.Future[None] | None = None
+        self.exchanges = 0
+        self.closed = False
+
+    # -- used by the pool and the client
+
+    def begin(self, *, head_only: bool, buffer_bytes: int) -> Exchange:
+        """Begin an exchange; `head_only` is for HEAD, whose answer has no body whatever it says."""
+        assert self._phase is _Phase.IDLE
+        self._exchange = Exchange(buffer_bytes=buffer_bytes, cancel=self.close)
+        self._parser = httptools.HttpResponseParser(self)
+        self._head_only = head_only
+        self._head_bytes = 0
+        self._interim = 0
+        self._sent = False
+        self._reset_head()
+        self._phase = _Phase.HEAD
+        self.exchanges += 1
+        return self._exchange
+
+    async def send(self, data: bytes) -> None:
+        """Send a part of the request, waiting while the socket is full. Sends nothing, without
+        an error, once the connection is closed: the exchange tells why."""
+        if self._transport is None or self.closed:
+            return
+        self._transport.write(data)
+        if self._drained is not None:
+            await self._drained
+
+    def request_sent(self) -> None:
+        """The request is complete. Without it the connection is not used again."""
+        self._sent = True
+
+    def close(self) -> None:
+        """Close it now; an exchange that is under way fails."""
+        if self._transport is not None:
+            self._transport.abort()
+        self._closing()
+
+    # -- asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
+
+    def data_received(self, data: bytes) -> None:
+        if self._phase is _Phase.IDLE:
+            self.close()
+            return
+        if self._phase is _Phase.HEAD:
+            self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._refuse("it switched protocols")
+        except httptools.HttpParserError as error:
+            self._refuse(f"it broke HTTP's framing ({type(error).__name__})")
+        if self._phase is _Phase.HEAD and self._head_bytes > _HEAD_LIMIT_BYTES:
+            self._refuse(f"its head is larger than {_HEAD_LIMIT_BYTES} bytes")
+
+    def eof_received(self) -> bool:
+        if self._phase is _Phase.BODY and self._framing.until_close:
+            self._complete(reusable=False)
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._closing()
+
+    def pause_writing(self) -> None:
+        self._drained = asyncio.get_running_loop().create_future()
+
+    def resume_writing(self) -> None:
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+        self._drained = None
+
+    # -- httptools
+
+    def on_status(self, status: bytes) -> None:
+        self._reason += status
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._phase is _Phase.HEAD:
+            self._headers.append((name.decode("latin-1"), value.decode("latin-1")))
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if status < 200:
+            return
+        if self._phase is not _Phase.HEAD:
+            self._surplus()
+            return
+        framing = self._read_framing(status)
+        if isinstance(framing, str):
+            self._refuse(framing)
+            return
+        self._framing = framing
+        self._phase = _Phase.BODY
+        assert self._exchange is not None
+        self._exchange.receive_head(
+            ResponseHead(
+                status=status,
+                reason=self._reason.decode("latin-1"),
+                headers=tuple(self._headers),
+                content_length=framing.content_length,
+                chunked=framing.chunked,
+            )
+        )
+        if self._head_only:
+            self._complete(reusable=self._parser.should_keep_alive() and not framing.until_close)
+
+    def on_body(self, body: bytes) -> None:
+        if self._phase is _Phase.BODY and self._exchange is not None:
+            self._exchange.receive(body)
+
+    def on_chunk_complete(self) -> None:
+        if self._phase is _Phase.BODY and self._exchange is not None:
+            self._exchange.end_chunk()
+
+    def on_message_begin(self) -> None:
+        if self._phase is _Phase.IDLE:
+            self._surplus()
+
+    def on_message_complete(self) -> None:
+        if self._phase is _Phase.HEAD and self._parser.get_status_code() < 200:
+            self._interim += 1
+            self._reset_head()
+            if self._interim > _INTERIM_LIMIT:
+                self._refuse(f"it sent more than {_INTERIM_LIMIT} interim heads")
+        elif self._phase is _Phase.BODY:
+            # Asked later, llhttp has forgotten the message and every connection would look spent.
+            self._complete(reusable=self._parser.should_keep_alive() and not self._framing.until_close)
+
+    # -- inside
+
+    def _reset_head(self) -> None:
+        self._headers: list[tuple[str, str]] = []
+        self._reason = b""
+
+    def _read_framing(self, status: int) -> _Framing | str:
+        """How the body is delimited, or why that is not certain."""
+        lengths = [value.strip() for name, value in self._headers if name.casefold() == "content-length"]
+        codings = [value for name, value in self._headers if name.casefold() == "transfer-encoding"]
+        if codings and lengths:
+            return "it gave both a length and a transfer coding"
+        if len(set(lengths)) > 1 or any(not (each.isascii() and each.isdigit()) for each in lengths):
+            return "its Content-Length is not one number"
+        if codings and ",".join(codings).strip().casefold() != "chunked":
+            return "its transfer coding is not 'chunked'"
+        bodiless = self._head_only or status in {204, 304}
+        length = int(lengths[0]) if lengths else None
+        return _Framing(length, bool(codings), until_close=not (bodiless or codings or lengths))
+
+    def _complete(self, *, reusable: bool) -> None:
+        exchange, self._exchange = self._exchange, None
+        self._phase = _Phase.IDLE
+        if exchange is not None:
+            exchange.finish()
+        if reusable and self._sent and not self.closed:
+            # After the parser has eaten the read: surplus bytes in it must still be seen.
+            asyncio.get_running_loop().call_soon(self._offer)
+        else:
+            self.close()
+
+    def _offer(self) -> None:
+        if self._phase is _Phase.IDLE and not self.closed:
+            self._on_idle(self)
+
+    def _surplus(self) -> None:
+        self.close()
+
+    def _refuse(self, what: str) -> None:
+        if self._exchange is not None:
+            self._exchange.fail(BadResponse(f"the instance's answer cannot be relayed: {what}"))
+        self.close()
+
+    def _closing(self) -> None:
+        if self.closed:
+            return
+        self.closed = True
+        self._phase = _Phase.IDLE
+        self.resume_writing()
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            told = "before its answer" if not exchange.answered else "before its answer was whole"
+            exchange.fail(ConnectionLost(f"the instance closed the connection {told}"))
+        self._on_lost(self)

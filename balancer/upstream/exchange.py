@@ -1,0 +1,177 @@
+"""One request and its answer on one connection, as the relay sees it.
+
+The connection's parser feeds an exchange as fast as bytes come in, whether or not anyone reads:
+an instance whose answer is not read leaks the slot for good, so an upstream read is never paused.
+What is not taken yet is held here, up to a bound; beyond it the exchange is cancelled.
+Source of the leak: observed on Ollama v0.33 with readers that stop.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from balancer.errors import BalancerError, ConnectionLost, SlowReader
+from balancer.protocol.endings import Tail
+from balancer.protocol.headers import Headers
+
+_HTTP_CHUNK_HELD_BYTES = 65536
+"""An HTTP chunk that came in part is held for its rest up to this size, so that boundaries stay."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResponseHead:
+    """An answer's head. `content_length` is None for a body that is chunked, or ends with the connection."""
+
+    status: int
+    reason: str
+    headers: Headers
+    content_length: int | None
+    chunked: bool
+
+
+class Exchange:
+    """Fed by a connection, read by one task."""
+
+    def __init__(self, *, buffer_bytes: int, cancel: Callable[[], None]) -> None:
+        self._buffer_bytes = buffer_bytes
+        self._cancel = cancel
+        self._head: ResponseHead | None = None
+        self._chunks: deque[bytes] = deque()
+        self._partial: list[bytes] = []
+        self._partial_bytes = 0
+        self._held_bytes = 0
+        self._ended = False
+        self._error: BalancerError | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._on_end: Callable[[BalancerError | None], None] | None = None
+        self._on_overflow: Callable[[], None] | None = None
+        self.tail = Tail()
+        self.left = False
+
+    @property
+    def answered(self) -> bool:
+        """Whether the answer's head is in."""
+        return self._head is not None
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes received and not yet taken."""
+        return self._held_bytes
+
+    async def response(self) -> ResponseHead:
+        """The answer's head, once it is in. Ollama sends none before the first token, so this may
+        take as long as a load, a queue and a prefill. Raises InstanceError."""
+        while self._head is None:
+            if self._error is not None:
+                raise self._error
+            await self._more()
+        return self._head
+
+    async def next_chunk(self) -> bytes | None:
+        """The next piece of the body, None at its proper end. Of a chunked body each piece is one
+        HTTP chunk as the instance sent it. What was received before a failure is given first.
+
+        Raises:
+            InstanceError: the body did not end properly.
+            SlowReader: too much of it was left untaken.
+        """
+        while not self._chunks:
+            if self._error is not None:
+                raise self._error
+            if self._ended:
+                return None
+            await self._more()
+        chunk = self._chunks.popleft()
+        self._held_bytes -= len(chunk)
+        return chunk
+
+    @property
+    def status(self) -> int:
+        """The status of the answer, 0 while there is none."""
+        return self._head.status if self._head is not None else 0
+
+    def when_overflowed(self, call: Callable[[], None]) -> None:
+        """Call when more was left untaken than may be: whoever writes to the client may be stuck in
+        that write, and must be freed."""
+        self._on_overflow = call
+
+    def when_ended(self, call: Callable[[BalancerError | None], None]) -> None:
+        """Call once when the instance has no more part in it, at once where that is so already: with
+        None after a proper end, else with the failure. The client may still have much to read."""
+        if self._ended or self._error is not None:
+            call(self._error)
+        else:
+            self._on_end = call
+
+    def cancel(self, error: BalancerError | None = None) -> None:
+        """End it now, and the connection with it unless the answer is whole. Idempotent. Without an
+        error it is our side that has left, and `left` says so."""
+        if not self._ended and self._error is None:
+            self.left = error is None
+            self.fail(error or ConnectionLost("cancelled"))
+            self._cancel()
+
+    def receive_head(self, head: ResponseHead) -> None:
+        """From the connection: the head is in."""
+        self._head = head
+        self._wake()
+
+    def receive(self, data: bytes) -> None:
+        """From the connection: a part of the body, or of the HTTP chunk begun."""
+        self._partial.append(data)
+        self._partial_bytes += len(data)
+        if self._head is None or not self._head.chunked or self._partial_bytes >= _HTTP_CHUNK_HELD_BYTES:
+            self.end_chunk()
+
+    def end_chunk(self) -> None:
+        """From the connection: the HTTP chunk is complete."""
+        if not self._partial:
+            return
+        chunk = self._partial[0] if len(self._partial) == 1 else b"".join(self._partial)
+        self._partial.clear()
+        self._partial_bytes = 0
+        if self._error is not None:
+            return
+        self.tail.feed(chunk)
+        self._chunks.append(chunk)
+        self._held_bytes += len(chunk)
+        if self._held_bytes > self._buffer_bytes:
+            self._chunks.clear()
+            self.cancel(SlowReader("the client does not read its answer"))
+            if self._on_overflow is not None:
+                self._on_overflow()
+        self._wake()
+
+    def finish(self) -> None:
+        """From the connection: the body ended properly."""
+        self.end_chunk()
+        if self._error is None:
+            self._ended = True
+            self._end()
+
+    def fail(self, error: BalancerError) -> None:
+        """From the connection: no more will come, and the answer is not whole."""
+        if self._ended or self._error is not None:
+            return
+        self.end_chunk()
+        if self._error is None:
+            self._error = error
+            self._end()
+
+    def _end(self) -> None:
+        call, self._on_end = self._on_end, None
+        if call is not None:
+            call(self._error)
+        self._wake()
+
+    async def _more(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

@@ -1,0 +1,84 @@
+"""Connections to one instance, kept for reuse: the one used last is used first, so that the others
+age and go. There is no cap on connections: leases bound what runs."""
+
+import asyncio
+import ssl
+from urllib.parse import urlsplit
+
+from balancer.errors import ConnectFailed
+from balancer.upstream.connection import Connection
+
+
+class Pool:
+    """Connections to one URL. `connects` counts all that were ever opened."""
+
+    def __init__(self, url: str, *, connect_seconds: float, idle_seconds: float) -> None:
+        parts = urlsplit(url)
+        self.host = parts.hostname or ""
+        self.port = parts.port or (443 if parts.scheme == "https" else 80)
+        self.authority = parts.netloc
+        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
+        self._connect_seconds = connect_seconds
+        self._idle_seconds = idle_seconds
+        self._idle: list[Connection] = []
+        self._timers: dict[Connection, asyncio.TimerHandle] = {}
+        self._open: set[Connection] = set()
+        self.connects = 0
+
+    @property
+    def idle(self) -> int:
+        """Connections that wait for use."""
+        return len(self._idle)
+
+    @property
+    def open(self) -> int:
+        """Connections that are open, in use or not."""
+        return len(self._open)
+
+    def take_idle(self) -> Connection | None:
+        """A connection that was used before, None where there is none. Its other end may have
+        closed it without our knowing yet."""
+        while self._idle:
+            connection = self._idle.pop()
+            self._timers.pop(connection).cancel()
+            if not connection.closed:
+                return connection
+        return None
+
+    async def connect(self) -> Connection:
+        """A new connection. Raises ConnectFailed."""
+        self.connects += 1
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._connect_seconds):
+                _, connection = await loop.create_connection(
+                    lambda: Connection(on_idle=self._keep, on_lost=self._forget),
+                    self.host,
+                    self.port,
+                    ssl=self._tls,
+                )
+        except TimeoutError as error:
+            raise ConnectFailed(f"the instance took no connection in {self._connect_seconds:g} s") from error
+        except ConnectionRefusedError as error:
+            raise ConnectFailed("the instance refused the connection", refused=True) from error
+        except OSError as error:
+            raise ConnectFailed(f"the instance cannot be reached ({type(error).__name__})") from error
+        self._open.add(connection)
+        return connection
+
+    def close(self) -> None:
+        """Close every connection, in use or not."""
+        for connection in tuple(self._open):
+            connection.close()
+
+    def _keep(self, connection: Connection) -> None:
+        self._idle.append(connection)
+        loop = asyncio.get_running_loop()
+        self._timers[connection] = loop.call_later(self._idle_seconds, connection.close)
+
+    def _forget(self, connection: Connection) -> None:
+        self._open.discard(connection)
+        timer = self._timers.pop(connection, None)
+        if timer is not None:
+            timer.cancel()
+            self._idle.remove(connection)
