@@ -15,6 +15,7 @@ from balancer.admin.report import Report
 from balancer.admission.body_budget import BodyBudget
 from balancer.admission.identity import is_loopback
 from balancer.admission.queue import RequestQueue
+from balancer.attempts import Attempts
 from balancer.clock import Clock, SystemClock
 from balancer.control.lag import LagWatch
 from balancer.control.prober import Prober, ProbeTimes
@@ -139,24 +140,30 @@ class Balancer:
 
     def _pipeline(self) -> Pipeline:
         settings = self.settings
-        return Pipeline(
+        attempts = Attempts(
             fleet=self.fleet,
             dispatcher=self.dispatcher,
             client=self.client,
+            ledger=self.ledger,
+            refresh=self.prober.refresh,
+            look=self.prober.look,
+            clock=self.clock,
+        )
+        return Pipeline(
+            attempts=attempts,
             answers=Answers(fleet=self.fleet, refresh=self.prober.refresh, waiting=self.queue.__len__),
             stores=Stores(fleet=self.fleet, client=self.client, clock=self.clock, refreshed=self._refreshed),
             ledger=self.ledger,
             budget=BodyBudget(settings.limits.body_memory_bytes),
             policy=Policy(
                 body_bytes=settings.limits.body_bytes,
+                headers_bytes=settings.limits.headers_bytes,
                 queue_seconds=settings.limits.queue_seconds,
                 allow_model_changes=settings.allow_model_changes,
                 cors_origins=frozenset(settings.cors_origins),
                 loopback_only=settings.listen.loopback,
                 own_name=socket.gethostname(),
             ),
-            refresh=self.prober.refresh,
-            look=self.prober.look,
             clock=self.clock,
             log=self.log,
         )

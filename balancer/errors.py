@@ -10,6 +10,7 @@
     │   ├── RequestTooSlow       408
     │   ├── BodyTooLarge         413
     │   ├── UnsupportedEncoding  415
+    │   ├── HeadersTooLarge      431
     │   ├── SlowReader           499, cut after it left too much unread
     │   └── ClientLeft           499, nobody is there to be told
     ├── FleetError               the balancer cannot serve it now
@@ -27,7 +28,10 @@ Retry logic reads `retryable` and never a message. Telling an error in a client'
 the business of `protocol.errors`.
 """
 
+from collections.abc import Iterable
 from enum import StrEnum
+
+_NAMED_MODELS = 20
 
 
 class Source(StrEnum):
@@ -67,10 +71,16 @@ class Forbidden(ClientError):
 
 
 class UnknownModel(ClientError):
-    """No instance has the model."""
+    """No instance has the model; says which there are, where that is known."""
 
     status = 404
     kind = "unknown_model"
+
+    def __init__(self, model: str, *, there_are: Iterable[str] = ()) -> None:
+        names = sorted(there_are)
+        listed = ", ".join(names[:_NAMED_MODELS])
+        more = f" and {len(names) - _NAMED_MODELS} more" if len(names) > _NAMED_MODELS else ""
+        super().__init__(f"model '{model}' not found" + (f"; there are {listed}{more}" if names else ""))
 
 
 class UnknownPath(ClientError):
@@ -110,6 +120,13 @@ class UnsupportedEncoding(ClientError):
 
     status = 415
     kind = "unsupported_encoding"
+
+
+class HeadersTooLarge(ClientError):
+    """All headers together are larger than the limit."""
+
+    status = 431
+    kind = "headers_too_large"
 
 
 class SlowReader(ClientError):

@@ -9,8 +9,6 @@ reading.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import count
 
@@ -20,41 +18,34 @@ from balancer.admission.asked import read_asked
 from balancer.admission.body_budget import BodyBudget, HeldBody
 from balancer.admission.identity import identify, require_model_changes
 from balancer.admission.origin import allowed_origin, check_host
+from balancer.attempts import Attempts
 from balancer.clock import Clock
 from balancer.core.operation import Kind, Operation
-from balancer.core.ticket import InstanceId, Lease, Outcome, Ticket, TicketId, Verdict
-from balancer.dispatch import Dispatcher
+from balancer.core.ticket import Ticket, TicketId
 from balancer.errors import (
     BalancerError,
     ClientLeft,
-    ConnectFailed,
     FleetError,
     Forbidden,
-    InstanceError,
+    HeadersTooLarge,
     MethodNotAllowed,
-    NoInstance,
     Source,
-    UnknownModel,
     UnsupportedEncoding,
 )
-from balancer.fleet.fleet import Fleet
 from balancer.forwarding.answers import Answers
 from balancer.forwarding.downstream import BodySource, ClientRequest, Sink, send_whole
 from balancer.forwarding.relay import relay
 from balancer.forwarding.stores import StoreRequest, Stores
-from balancer.protocol.endings import Ending, judge, read_counters
+from balancer.protocol.endings import read_counters
 from balancer.protocol.errors import error_body
 from balancer.protocol.headers import Headers, header, upstream_headers
 from balancer.protocol.parse import parse_request
 from balancer.protocol.routes import Match, Treatment, dialect_of, find_route
 from balancer.telemetry.logs import Logger
-from balancer.upstream.client import UpstreamClient, UpstreamRequest
+from balancer.upstream.client import UpstreamRequest
 from balancer.upstream.exchange import Exchange
 
 _JSON: Headers = (("Content-Type", "application/json; charset=utf-8"),)
-_REFRESH_SECONDS = 1.0
-_NAMED_MODELS = 20
-_SILENCE_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +53,7 @@ class Policy:
     """What the operator allows and bounds."""
 
     body_bytes: int
+    headers_bytes: int
     queue_seconds: float
     allow_model_changes: bool
     cors_origins: frozenset[str]
@@ -70,35 +62,26 @@ class Policy:
 
 
 class Pipeline:
-    """Serves requests. `refresh` brings the fleet's lists up to date (older than, wait at most), `look`
-    asks for a probe of one instance now."""
+    """Serves requests, each in a task of its own."""
 
     def __init__(
         self,
         *,
-        fleet: Fleet,
-        dispatcher: Dispatcher,
-        client: UpstreamClient,
+        attempts: Attempts,
         answers: Answers,
         stores: Stores,
         ledger: Ledger,
         budget: BodyBudget,
         policy: Policy,
-        refresh: Callable[[float, float], Awaitable[None]],
-        look: Callable[[InstanceId], None],
         clock: Clock,
         log: Logger,
     ) -> None:
-        self._fleet = fleet
-        self._dispatcher = dispatcher
-        self._client = client
+        self._attempts = attempts
         self._answers = answers
         self._stores = stores
         self._ledger = ledger
         self._budget = budget
         self._policy = policy
-        self._refresh = refresh
-        self._look = look
         self._clock = clock
         self._log = log
         self._arrivals = count(1)
@@ -132,7 +115,7 @@ class Pipeline:
             self._ledger.end(record)
 
     async def _serve(self, request: ClientRequest, record: RequestRecord, sink: Sink) -> None:
-        self._check_page(request, record)
+        self._check_headers(request, record)
         if request.method == "OPTIONS":
             await self._answer_options(request, record, sink)
             return
@@ -156,8 +139,10 @@ class Pipeline:
         finally:
             held.release()
 
-    def _check_page(self, request: ClientRequest, record: RequestRecord) -> None:
-        """Refuse requests that a web page of elsewhere makes a browser send."""
+    def _check_headers(self, request: ClientRequest, record: RequestRecord) -> None:
+        """Refuse too many headers, and requests that a web page of elsewhere makes a browser send."""
+        if sum(len(name) + len(value) + 4 for name, value in request.headers) > self._policy.headers_bytes:
+            raise HeadersTooLarge(f"the headers are larger than {self._policy.headers_bytes} bytes")
         host = header(request.headers, "host")
         if self._policy.loopback_only:
             check_host(host, own_name=self._policy.own_name)
@@ -227,50 +212,10 @@ class Pipeline:
         if operation.unload and operation.variant is not None:
             # For every instance where the model is resident; the answer then comes from one of them.
             await self._stores.tell_residents(operation.variant.model, upstream)
-        async with self._answered(ticket, upstream, record) as exchange:
+        async with self._attempts.answered(ticket, upstream, record) as exchange:
             del upstream
             held.release()
             await self._relay(exchange, operation, record, sink)
-
-    @asynccontextmanager
-    async def _answered(
-        self, ticket: Ticket, upstream: UpstreamRequest, record: RequestRecord
-    ) -> AsyncIterator[Exchange]:
-        """An exchange whose head is in, at whichever instance gave one; its lease goes back when the
-        instance has no more part in it, at the latest on the way out."""
-        failure: InstanceError | None = None
-        while True:
-            lease = await self._lease(ticket, record, failure)
-            try:
-                exchange = await self._exchange(lease, upstream)
-                break
-            except InstanceError as error:
-                self._failed(lease, record, error)
-                failure, ticket = error, ticket.excluding(lease.instance)
-            except BaseException:
-                self._return(lease, record, Outcome(verdict=Verdict.NEUTRAL, kind="cancelled"))
-                raise
-        record.answered_at = self._clock.monotonic()
-        exchange.when_ended(lambda error: self._return(lease, record, _outcome(exchange, record, error)))
-        try:
-            yield exchange
-        finally:
-            exchange.cancel()
-
-    async def _exchange(self, lease: Lease, upstream: UpstreamRequest) -> Exchange:
-        """As the client's, with a probe of an instance that stays silent: should it turn out to be
-        down, the exchange fails and the request can go elsewhere."""
-        instance = self._fleet.get(lease.instance)
-        loop = asyncio.get_running_loop()
-        silence = loop.call_later(_SILENCE_SECONDS, self._look, instance.id)
-        try:
-            exchange = await self._client.exchange(instance.id, instance.spec.url, upstream)
-        finally:
-            silence.cancel()
-        variant = lease.ticket.variant
-        if variant is not None and lease.ticket.needs_slot and not instance.resident(variant.model):
-            self._look(instance.id)
-        return exchange
 
     async def _relay(
         self, exchange: Exchange, operation: Operation, record: RequestRecord, sink: Sink
@@ -292,47 +237,6 @@ class Pipeline:
         record.outcome = "rejected" if head.status >= 400 else relayed.kind
         if head.status < 300:
             record.counters = read_counters(operation, exchange.tail)
-
-    async def _lease(self, ticket: Ticket, record: RequestRecord, failure: InstanceError | None) -> Lease:
-        """A lease for the next try; where no instance is left to try, what the last one met."""
-        if failure is not None:
-            self._ledger.retried(failure.kind)
-        started = self._clock.monotonic()
-        try:
-            lease = await self._acquire(ticket, record)
-        except NoInstance as error:
-            raise (failure or error) from error
-        finally:
-            record.queued_seconds += self._clock.monotonic() - started
-        record.attempts = ticket.attempt
-        record.instance, record.reason = lease.instance, lease.reason
-        self._ledger.leased(record)
-        return lease
-
-    async def _acquire(self, ticket: Ticket, record: RequestRecord) -> Lease:
-        """As dispatch, but a model that none seems to have is looked for once more: it may have been
-        pulled at an instance since the lists were read."""
-        try:
-            return await self._dispatcher.acquire(ticket)
-        except UnknownModel:
-            await self._refresh(_REFRESH_SECONDS, _REFRESH_SECONDS)
-        try:
-            return await self._dispatcher.acquire(ticket)
-        except UnknownModel as error:
-            asked = record.operation.model if record.operation else record.model
-            raise UnknownModel(f"model '{asked}' not found; {self._what_there_is()}") from error
-
-    def _failed(self, lease: Lease, record: RequestRecord, error: InstanceError) -> None:
-        """One try met a failing instance: the lease goes back, and a refused connection marks it down."""
-        self._ledger.failed(record, error.kind)
-        self._return(lease, record, Outcome(verdict=Verdict.FAILURE, kind=error.kind))
-        if isinstance(error, ConnectFailed) and error.refused:
-            instance = self._fleet.get(lease.instance)
-            self._fleet.failed(instance, str(error), refused=True, incarnation=lease.incarnation)
-
-    def _return(self, lease: Lease, record: RequestRecord, outcome: Outcome) -> None:
-        self._ledger.returned(record)
-        self._dispatcher.release(lease, outcome)
 
     async def _read(self, request: ClientRequest, record: RequestRecord, held: HeldBody) -> bytes:
         body = await request.body.read(limit_bytes=self._policy.body_bytes, held=held)
@@ -374,13 +278,6 @@ class Pipeline:
         record.operation = operation
         record.model = operation.variant.model if operation.variant else ""
 
-    def _what_there_is(self) -> str:
-        names = sorted(self._fleet.models())
-        if not names:
-            return "no usable instance has a model yet"
-        more = f" and {len(names) - _NAMED_MODELS} more" if len(names) > _NAMED_MODELS else ""
-        return f"there are {', '.join(names[:_NAMED_MODELS])}{more}"
-
     async def _tell(
         self, error: BalancerError, request: ClientRequest, record: RequestRecord, sink: Sink
     ) -> None:
@@ -401,26 +298,6 @@ class Pipeline:
             await send_whole(sink, error.status, headers, body, method=request.method)
         except ClientLeft:
             record.status, record.outcome = 499, "cancelled"
-
-
-def _outcome(exchange: Exchange, record: RequestRecord, error: BalancerError | None) -> Outcome:
-    """What the end of an exchange says of its instance; a client's leaving says nothing."""
-    status, operation = exchange.status, record.operation
-    if isinstance(error, InstanceError) and not exchange.left:
-        return Outcome(verdict=Verdict.FAILURE, kind="truncated")
-    if error is not None:
-        return Outcome(verdict=Verdict.NEUTRAL, kind="cancelled")
-    if status >= 500:
-        return Outcome(verdict=Verdict.FAILURE, kind="status")
-    if status >= 400 or operation is None:
-        return Outcome(verdict=Verdict.NEUTRAL, kind="rejected")
-    match judge(operation, exchange.tail):
-        case Ending.WHOLE:
-            return Outcome(verdict=Verdict.SUCCESS, kind="ok")
-        case Ending.ERROR:
-            return Outcome(verdict=Verdict.FAILURE, kind="error_record")
-        case Ending.UNFINISHED:
-            return Outcome(verdict=Verdict.NEUTRAL, kind="unfinished")
 
 
 def _blob_operation(match: Match) -> Operation:

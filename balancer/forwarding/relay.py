@@ -8,7 +8,7 @@ end with the exchange, before a slow client has everything.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from balancer.core.operation import Operation
+from balancer.core.operation import Operation, Wire
 from balancer.errors import InstanceError, SlowReader
 from balancer.forwarding.downstream import Sink
 from balancer.protocol.endings import Ending, judge
@@ -55,15 +55,18 @@ async def relay(
         sink.abort()
         return Relayed("slow_reader", count, first_byte_at)
     except InstanceError as error:
-        await _break_off(sink, operation, str(error), request_id)
+        await _break_off(sink, operation, head, str(error), request_id)
         return Relayed("truncated", count, first_byte_at)
-    ending = judge(operation, exchange.tail) if head.status < 300 else Ending.WHOLE
+    ending = judge(operation, exchange.tail) if head.status < 300 and head.streams else Ending.WHOLE
     if ending is Ending.UNFINISHED:
-        await _break_off(sink, operation, _UNFINISHED, request_id)
+        await _break_off(sink, operation, head, _UNFINISHED, request_id)
         return Relayed("unfinished", count, first_byte_at)
     await sink.finish()
     return Relayed("ok" if ending is Ending.WHOLE else "error_record", count, first_byte_at)
 
 
-async def _break_off(sink: Sink, operation: Operation, message: str, request_id: str) -> None:
-    await sink.break_off(error_record(operation.dialect, operation.wire, message, request_id))
+async def _break_off(
+    sink: Sink, operation: Operation, head: ResponseHead, message: str, request_id: str
+) -> None:
+    wire = operation.wire if head.streams else Wire.JSON
+    await sink.break_off(error_record(operation.dialect, wire, message, request_id))

@@ -97,7 +97,7 @@ class Stores:
             if model is None or not needs_model or instance.holds(model):
                 by_store.setdefault(instance.store, instance)
         if not by_store and needs_model and model is not None and self._fleet.usable():
-            raise UnknownModel(model)
+            raise UnknownModel(operation.model or model, there_are=self._fleet.models())
         if not by_store:
             raise NoInstance("no instance is usable now", retry_after_seconds=1.0)
         return tuple(by_store.values())

@@ -1,28 +1,22 @@
 """The listener of clients: an aiohttp server whose limits are ours, handing requests to the pipeline."""
 
 import asyncio
-import logging
 import re
 import uuid
-from typing import Any, Protocol
+from typing import Protocol
 
 from aiohttp import web
-from aiohttp.web_protocol import RequestHandler
 
 from balancer.clock import Clock
-from balancer.core.operation import Dialect
 from balancer.forwarding.downstream import ClientRequest, Sink
 from balancer.frontend.body import RequestBody
+from balancer.frontend.connection import Server, head_is_in, next_head_may_come
 from balancer.frontend.plain_sink import PlainSink
-from balancer.protocol.errors import error_body
 from balancer.settings import Address, LimitsSettings
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _BACKLOG = 1024
 _STALL_SECONDS = 600.0
-_QUIET = logging.getLogger("balancer.aiohttp")
-_QUIET.addHandler(logging.NullHandler())
-_QUIET.propagate = False
 
 
 class Handler(Protocol):
@@ -39,7 +33,7 @@ class Listener:
         self._limits = limits
         self._handler = handler
         self._clock = clock
-        self._web: _Server | None = None
+        self._web: Server | None = None
         self._server: asyncio.Server | None = None
 
     @property
@@ -56,35 +50,28 @@ class Listener:
 
     async def open(self) -> None:
         """Begin to accept. Raises OSError where the address cannot be bound."""
-        self._web = _Server(
-            self._handle,
-            handler_cancellation=True,
-            keepalive_timeout=self._limits.idle_seconds,
-            max_line_size=self._limits.request_line_bytes,
-            max_field_size=self._limits.header_bytes,
-            max_headers=self._limits.header_count,
-            auto_decompress=False,
-            access_log=None,
-            logger=_QUIET,
-        )
+        self._web = Server(self._handle, self._limits)
         self._server = await asyncio.get_running_loop().create_server(
             self._web, self._address.host, self._address.port, backlog=_BACKLOG
         )
 
     async def close(self, *, grace_seconds: float) -> None:
-        """Accept no more, let requests under way end for so long, then cut them."""
+        """Accept no more, let requests under way end for so long, then cut them. Idempotent."""
         if self._server is None or self._web is None:
             return
-        self._server.close()
+        server, self._server = self._server, None
+        server.close()
         self._web.pre_shutdown()
         await self._web.shutdown(grace_seconds)
-        await self._server.wait_closed()
+        await server.wait_closed()
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        head_is_in(request)
         sink = PlainSink(request, stall_seconds=_STALL_SECONDS)
         await self._handler.handle(self._client_request(request), sink)
         if sink.response is None:
             raise ConnectionResetError("the client left before it was answered")
+        next_head_may_come(request)
         return sink.response
 
     def _client_request(self, request: web.BaseRequest) -> ClientRequest:
@@ -102,32 +89,3 @@ class Listener:
             body=RequestBody(request, idle_seconds=self._limits.body_idle_seconds),
             received_at=self._clock.monotonic(),
         )
-
-
-class _Server(web.Server):
-    """aiohttp's server with connections of our own make."""
-
-    def __call__(self) -> RequestHandler:
-        return _Connection(self, loop=self._loop, **self._kwargs)
-
-
-class _Connection(RequestHandler):
-    """Tells requests that cannot be parsed in Ollama's shape; no path is known then, so no dialect."""
-
-    __slots__ = ()
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        if request.writer.output_size > 0:
-            raise ConnectionError("an answer was begun already")
-        text = "bad request" if status < 500 else "internal error"
-        detail: Any = getattr(exc, "message", None) if status < 500 else None
-        body = error_body(Dialect.OLLAMA, status, f"{text}: {detail}" if detail else text, "")
-        response = web.Response(status=status, body=body, content_type="application/json")
-        response.force_close()
-        return response

@@ -5,9 +5,11 @@ that is set but empty counts as not set. Variables of other programs are left al
 
 import re
 from collections.abc import Iterator, Mapping
+from io import StringIO
+
+from dotenv import dotenv_values
 
 from balancer.settings.faults import Fault, unknown
-from balancer.settings.ini_file import unquoted
 from balancer.settings.layers import Layer, from_text, judged
 from balancer.settings.schema import Settings
 from balancer.settings.synonyms import GIB_VARIABLES, VARIABLES
@@ -16,7 +18,7 @@ from balancer.settings.values import shown
 
 ENVIRONMENT = "environment"
 PREFIX = "BALANCER_"
-_LINE = re.compile(r"\s*(?:export\s+)?((?:BALANCER_|GPU_|MODEL_POOL_)[A-Za-z0-9_]*)\s*=(.*)\Z")
+_CONCERNING = (PREFIX, "GPU_", "MODEL_POOL_")
 # Kubernetes puts these into every pod beside a Service of the name 'balancer'.
 _SERVICE_LINK = re.compile(
     r"BALANCER_(SERVICE_(HOST|PORT(_[A-Z0-9_]+)?)|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)\Z"
@@ -31,8 +33,8 @@ def variable(path: Path) -> str:
 
 def read_dotenv(text: str) -> dict[str, str]:
     """The variables of a `.env` text that may concern the balancer; the last of a name counts."""
-    matches = (_LINE.match(line) for line in text.split("\n"))
-    return {match[1]: unquoted(match[2]) for match in matches if match}
+    found = dotenv_values(stream=StringIO(text), interpolate=False)
+    return {name: value or "" for name, value in found.items() if name.startswith(_CONCERNING)}
 
 
 def own_layer(variables: Mapping[str, str], source: str) -> Layer:

@@ -119,7 +119,11 @@ async def _serve(config: ServerConfig, *, faults: Sequence[dict[str, object]], e
         line = {"event": "listening", "url": server.url, "name": config.name, "version": VERSION}
         print(json.dumps(line), flush=True)
         if exit_with_stdin:
-            loop.add_reader(sys.stdin.fileno(), _read_stdin, ended)
+            try:
+                loop.add_reader(sys.stdin.fileno(), _read_stdin, ended)
+            except PermissionError:
+                # A file or /dev/null cannot be waited on: it has its end already.
+                ended.set()
         await ended.wait()
 
 

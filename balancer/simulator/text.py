@@ -12,7 +12,7 @@ import json
 import random
 import re
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 _PIECE = re.compile(r"\s*[^\s]{1,6}|\s+")
@@ -139,8 +139,3 @@ def log_probabilities(piece: str, source: random.Random, top: int) -> dict[str, 
     if top > 0:
         entry["top_logprobs"] = [item(piece, chosen), *rivals]
     return entry
-
-
-def last_user_text(messages: Sequence[Mapping[str, Any]]) -> str:
-    """What a tool call or a JSON answer is about."""
-    return next((str(m.get("content") or "") for m in reversed(messages) if m.get("role") == "user"), "")

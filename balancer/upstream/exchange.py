@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 from balancer.errors import BalancerError, ConnectionLost, SlowReader
 from balancer.protocol.endings import Tail
-from balancer.protocol.headers import Headers
+from balancer.protocol.headers import Headers, header
 
+_STREAMS = frozenset({"application/x-ndjson", "text/event-stream"})
 _HTTP_CHUNK_HELD_BYTES = 65536
 """An HTTP chunk that came in part is held for its rest up to this size, so that boundaries stay."""
 
@@ -28,6 +29,13 @@ class ResponseHead:
     headers: Headers
     content_length: int | None
     chunked: bool
+
+    @property
+    def streams(self) -> bool:
+        """Whether the body is a stream of records, which alone tell its end: a request for one may
+        be answered by a single object all the same (a load, an error)."""
+        content_type = header(self.headers, "content-type") or ""
+        return content_type.partition(";")[0].strip().casefold() in _STREAMS
 
 
 class Exchange:
@@ -90,6 +98,11 @@ class Exchange:
     def status(self) -> int:
         """The status of the answer, 0 while there is none."""
         return self._head.status if self._head is not None else 0
+
+    @property
+    def streams(self) -> bool:
+        """Whether the answer is a stream of records."""
+        return self._head is not None and self._head.streams
 
     def when_overflowed(self, call: Callable[[], None]) -> None:
         """Call when more was left untaken than may be: whoever writes to the client may be stuck in

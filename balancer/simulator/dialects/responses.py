@@ -105,6 +105,7 @@ class ResponsesAnswer:
         self._message_id = f"msg_{number}"
         self._started_at = int(datetime.now(UTC).timestamp())
         self._sequence = 0
+        self._streams = bool(body.get("stream"))
         self._output_index = 0
         self._thought = ""
         self._text = ""
@@ -215,6 +216,14 @@ class ResponsesAnswer:
             "content": content,
         }
 
+    def _echoed_reasoning(self) -> dict[str, Any] | None:
+        """What was asked of the reasoning; a stream tells what was not asked as null."""
+        asked = map_field(self._body, "reasoning")
+        told = {name: asked.get(name) for name in ("effort", "summary")}
+        if not any(told.values()):
+            return None
+        return told if self._streams else {name: value for name, value in told.items() if value}
+
     def _response(self, status: str, output: list[Any], last: Part | None) -> dict[str, Any]:
         body = self._body
         return {
@@ -229,7 +238,7 @@ class ResponsesAnswer:
             "instructions": body.get("instructions") or None,
             "output": output,
             "error": None,
-            "tools": body.get("tools") or [],
+            "tools": [_echoed_tool(tool) for tool in body.get("tools") or []],
             "tool_choice": "auto",
             "truncation": body.get("truncation") or "disabled",
             "parallel_tool_calls": True,
@@ -239,7 +248,7 @@ class ResponsesAnswer:
             "frequency_penalty": 0,
             "top_logprobs": 0,
             "temperature": body.get("temperature", 1),
-            "reasoning": body.get("reasoning") or None,
+            "reasoning": self._echoed_reasoning(),
             "usage": None if last is None else _usage(last),
             "max_output_tokens": body.get("max_output_tokens"),
             "max_tool_calls": None,
@@ -250,6 +259,10 @@ class ResponsesAnswer:
             "safety_identifier": None,
             "prompt_cache_key": None,
         }
+
+
+def _echoed_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tool.get(name) for name in ("type", "name", "description", "strict", "parameters")}
 
 
 def _usage(part: Part) -> dict[str, Any]:

@@ -177,10 +177,11 @@ def _plain(request: web.Request, status: int, body: bytes) -> web.Response:
 
 def _not_found(request: web.Request) -> web.StreamResponse:
     if len(request.path) > 1 and request.path.endswith("/"):
-        status = 301 if request.method == "GET" else 307
         target = request.path.rstrip("/")
-        page = f'<a href="{target}">Moved Permanently</a>.\n\n'.encode() if status == 301 else b""
-        moved = whole_response(request, page, status=status, content_type="text/html; charset=utf-8")
+        if request.method != "GET":
+            return web.Response(status=307, headers={"Location": target})
+        page = f'<a href="{target}">Moved Permanently</a>.\n\n'.encode()
+        moved = whole_response(request, page, status=301, content_type="text/html; charset=utf-8")
         moved.headers["Location"] = target
         return moved
     return _plain(request, 404, b"404 page not found")
