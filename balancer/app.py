@@ -39,7 +39,6 @@ from balancer.upstream.control_client import ControlClient
 
 _UPSTREAM_IDLE_SECONDS = 60.0
 _STOP_GRACE_SECONDS = 5.0
-_CHANGED_WAIT_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +151,13 @@ class Balancer:
         return Pipeline(
             attempts=attempts,
             answers=Answers(fleet=self.fleet, refresh=self.prober.refresh, waiting=self.queue.__len__),
-            stores=Stores(fleet=self.fleet, client=self.client, clock=self.clock, refreshed=self._refreshed),
+            stores=Stores(
+                fleet=self.fleet,
+                client=self.client,
+                clock=self.clock,
+                refresh=self.prober.refresh,
+                changed=self.prober.changed,
+            ),
             ledger=self.ledger,
             budget=BodyBudget(settings.limits.body_memory_bytes),
             policy=Policy(
@@ -167,9 +172,6 @@ class Balancer:
             clock=self.clock,
             log=self.log,
         )
-
-    async def _refreshed(self) -> None:
-        await self.prober.refresh(0.0, _CHANGED_WAIT_SECONDS)
 
 
 def _chosen(settings: Settings) -> tuple[InstanceSettings, ...]:

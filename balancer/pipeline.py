@@ -101,7 +101,8 @@ class Pipeline:
         try:
             await self._serve(request, record, sink)
         except asyncio.CancelledError:
-            record.status, record.outcome = 499, "cancelled"
+            if not record.outcome:  # a client may leave as soon as it has all that it wants
+                record.status, record.outcome = 499, "cancelled"
             raise
         except ClientLeft:
             record.status, record.outcome = 499, "cancelled"

@@ -55,9 +55,11 @@ class Prober:
         self._log = log
         self._find_local = find_local
         self._reading: dict[InstanceId, asyncio.Task[None]] = {}
+        self._renewing: dict[InstanceId, asyncio.Task[None]] = {}
         self._nudges: dict[InstanceId, asyncio.Event] = {}
         self._blobs: dict[str, str] = {}
         self._probed_at: dict[InstanceId, float] = {}
+        self._changed_at = float("-inf")
         self._warned: set[InstanceId] = set()
         self._group: asyncio.TaskGroup | None = None
 
@@ -95,9 +97,13 @@ class Prober:
         """Read anew the lists of usable instances that are older than so many seconds, and wait for
         at most so many; what comes later is taken over when it comes."""
         stale = [each for each in self._fleet.usable() if self._age(each) >= older_than_seconds]
-        reading = [task for each in stale if (task := self._start_reading(each)) is not None]
-        if reading:
-            await asyncio.wait(reading, timeout=wait_seconds)
+        renewing = [task for each in stale if (task := self._renew(each)) is not None]
+        if renewing:
+            await asyncio.wait(renewing, timeout=wait_seconds)
+
+    def changed(self) -> None:
+        """Models were changed through us: no list that was read before is fresh any more."""
+        self._changed_at = self._clock.monotonic()
 
     def look(self, instance: InstanceId) -> None:
         """Probe now, unless that was done just before: a request there has been silent, or has loaded
@@ -124,9 +130,26 @@ class Prober:
             self._start_reading(instance)
 
     def _age(self, instance: Instance) -> float:
-        if instance.inventory is None:
+        """How old its lists are, from when their reading began; infinite where a change came since."""
+        if instance.inventory is None or instance.inventory.read_at <= self._changed_at:
             return float("inf")
         return self._clock.monotonic() - instance.inventory.read_at
+
+    def _renew(self, instance: Instance) -> asyncio.Task[None] | None:
+        """The renewal of its lists that is under way, or a new one; None once the prober has ended."""
+        task = self._renewing.get(instance.id)
+        if (task is None or task.done()) and self._group is not None:
+            task = self._renewing[instance.id] = self._group.create_task(self._read_anew(instance))
+        return task
+
+    async def _read_anew(self, instance: Instance) -> None:
+        """Wait for a reading that is under way, and for another where that one began too early."""
+        for _ in range(2):
+            reading = self._start_reading(instance)
+            if reading is not None:
+                await asyncio.wait((reading,))
+            if instance.inventory is None or instance.inventory.read_at > self._changed_at:
+                return
 
     def _start_reading(self, instance: Instance) -> asyncio.Task[None] | None:
         """The reading of its lists that is under way, or a new one; None once the prober has ended."""
@@ -139,7 +162,7 @@ class Prober:
         return self._reading[instance.id]
 
     async def _read_lists(self, instance: Instance) -> None:
-        incarnation = instance.incarnation
+        incarnation, began_at = instance.incarnation, self._clock.monotonic()
         models, runners = await asyncio.gather(
             self._rows(instance, "/api/tags"), self._rows(instance, "/api/ps")
         )
@@ -149,9 +172,7 @@ class Prober:
             instance.learned_store = f"directory:{local.models_dir}"
             slots = await self._learn_slots(instance, runners or (), local)
         if incarnation == instance.incarnation:
-            self._fleet.inventory_read(
-                instance, models=models, runners=runners, slots=slots, at=self._clock.monotonic()
-            )
+            self._fleet.inventory_read(instance, models=models, runners=runners, slots=slots, at=began_at)
 
     async def _rows(self, instance: Instance, path: str) -> Sequence[Row] | None:
         """The items of a list, None where it could not be read."""

@@ -45,7 +45,7 @@ class Runner:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """What the instance last said that it has; `read_at` in monotonic seconds."""
+    """What the instance last said that it has; `read_at` is when the reading began, monotonic seconds."""
 
     read_at: float
     models: Mapping[ModelName, Row] = field(default_factory=dict)

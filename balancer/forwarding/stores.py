@@ -30,6 +30,7 @@ _ANSWER_LIMIT_BYTES = 1 << 20
 _NDJSON: Headers = (("Content-Type", "application/x-ndjson"),)
 _JSON: Headers = (("Content-Type", "application/json; charset=utf-8"),)
 _UNLOAD_SECONDS = 10.0
+_REFRESH_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +56,8 @@ class _Answer:
 
 
 class Stores:
-    """`refreshed` brings the fleet's lists up to date after a change."""
+    """`refresh` brings the fleet's lists up to date (older than, wait at most); `changed` is told of
+    every change, after which no list read before is fresh."""
 
     def __init__(
         self,
@@ -63,12 +65,14 @@ class Stores:
         fleet: Fleet,
         client: UpstreamClient,
         clock: Clock,
-        refreshed: Callable[[], Awaitable[None]],
+        refresh: Callable[[float, float], Awaitable[None]],
+        changed: Callable[[], None],
     ) -> None:
         self._fleet = fleet
         self._client = client
         self._clock = clock
-        self._refreshed = refreshed
+        self._refresh = refresh
+        self._changed = changed
 
     async def serve(self, request: StoreRequest, sink: Sink) -> Relayed:
         """Do it on every store that it concerns.
@@ -78,7 +82,7 @@ class Stores:
             UnknownModel: no store has the model that is to be deleted or copied.
             InstanceError: there is one store only, and its instance failed before it answered.
         """
-        instances = self._concerned(request.operation)
+        instances = await self._find(request.operation)
         if request.operation.upstream_path == "/api/delete":
             await self._unload(request.operation)
         try:
@@ -86,7 +90,15 @@ class Stores:
                 return await self._pass(instances[0], request, sink)
             return await self._spread(instances, request, sink)
         finally:
-            await self._refreshed()
+            self._changed()
+
+    async def _find(self, operation: Operation) -> Sequence[Instance]:
+        """The instances that it concerns; a model that none seems to have is looked for once more."""
+        try:
+            return self._concerned(operation)
+        except UnknownModel:
+            await self._refresh(_REFRESH_SECONDS, _REFRESH_SECONDS)
+        return self._concerned(operation)
 
     def _concerned(self, operation: Operation) -> Sequence[Instance]:
         """One usable instance of each store."""
