@@ -46,6 +46,10 @@ class Attempts:
         self._look = look
         self._clock = clock
 
+    def retry_after_seconds(self) -> float:
+        """When a request that was turned away may try again, as dispatch estimates it."""
+        return self._dispatcher.retry_after_seconds()
+
     @asynccontextmanager
     async def answered(
         self, ticket: Ticket, upstream: UpstreamRequest, record: RequestRecord

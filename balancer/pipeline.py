@@ -9,6 +9,7 @@ reading.
 """
 
 import asyncio
+import math
 from dataclasses import dataclass
 from itertools import count
 
@@ -223,13 +224,16 @@ class Pipeline:
     ) -> None:
         head = await exchange.response()
         record.status = head.status
+        own_headers = _own_headers(record)
+        if head.status in {429, 503} and header(head.headers, "retry-after") is None:
+            own_headers += _retry_after(self._attempts.retry_after_seconds())
         exchange.when_overflowed(sink.abort)
         relayed = await relay(
             exchange,
             head,
             sink,
             operation=operation,
-            own_headers=_own_headers(record),
+            own_headers=own_headers,
             request_id=record.request_id,
             now=self._clock.monotonic,
         )
@@ -289,7 +293,7 @@ class Pipeline:
             return
         headers = _JSON + _own_headers(record)
         if isinstance(error, FleetError) and error.retry_after_seconds is not None:
-            headers += (("Retry-After", str(max(1, round(error.retry_after_seconds)))),)
+            headers += _retry_after(error.retry_after_seconds)
         if isinstance(error, MethodNotAllowed):
             headers += (("Allow", ", ".join(error.allow)),)
         if error.source is Source.CLIENT:
@@ -307,6 +311,10 @@ def _blob_operation(match: Match) -> Operation:
         dialect=match.route.dialect,
         upstream_path=f"/api/blobs/{match.parameter}",
     )
+
+
+def _retry_after(seconds: float) -> Headers:
+    return (("Retry-After", str(max(1, math.ceil(seconds)))),)
 
 
 def _forwarded(request: ClientRequest) -> Headers:

@@ -41,8 +41,8 @@ class AdminListener:
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/livez", self._livez)
         app.router.add_get("/readyz", self._readyz)
+        app.router.add_get("/health", self._health)
         if not self._metrics_only:
-            app.router.add_get("/health", self._health)
             app.router.add_get("/admin/v1/instances", self._instances)
             app.router.add_get("/admin/v1/queue", self._queue)
             app.router.add_get("/admin/v1/requests", self._requests)
@@ -67,7 +67,8 @@ class AdminListener:
         return web.Response(status=200 if ready else 503, text="ready" if ready else "no instance is usable")
 
     async def _health(self, _request: web.Request) -> web.Response:
-        return _json(self._report.health(), status=200 if self._report.ready else 503)
+        health = self._report.summary() if self._metrics_only else self._report.health()
+        return _json(health, status=200 if self._report.ready else 503)
 
     async def _instances(self, _request: web.Request) -> web.Response:
         return _json({"instances": self._report.instances()})

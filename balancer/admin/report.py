@@ -64,15 +64,19 @@ class Report:
         """Every decision made for a request, None where none is remembered."""
         return self._ledger.decisions(request)
 
-    def health(self) -> Mapping[str, object]:
-        """Health in full, with names."""
+    def summary(self) -> Mapping[str, object]:
+        """Health without names."""
         usable, total = len(self._fleet.usable()), len(self._fleet.instances())
         return {
             "status": "ok" if usable == total else "degraded" if usable else "unavailable",
-            "instances": self.instances(),
+            "usable_instances": usable,
             "requests_waiting": len(self._queue),
             "requests_live": len(self._ledger.live()),
         }
+
+    def health(self) -> Mapping[str, object]:
+        """Health in full, with names."""
+        return {**self.summary(), "instances": self.instances()}
 
     def metrics(self) -> bytes:
         """All metrics in the text format, gauges of the live state brought up to date."""

@@ -27,6 +27,7 @@ from balancer.protocol.routes import Match
 _TEXT: Headers = (("Content-Type", "text/plain; charset=utf-8"),)
 _JSON: Headers = (("Content-Type", "application/json; charset=utf-8"),)
 _OPENAI_JSON: Headers = (("Content-Type", "application/json"),)
+_RETRY: Headers = (("Retry-After", "1"),)
 _ESTIMATE: Headers = (*_OPENAI_JSON, ("X-Balancer-Estimate", "true"))
 
 FRESH_SECONDS = 0.25
@@ -112,7 +113,7 @@ class Answers:
     def _ready(self) -> Answer:
         usable = len(self._fleet.usable())
         text = f"{usable} of {len(self._fleet.instances())} instances usable"
-        return Answer(200 if usable else 503, _TEXT, text.encode())
+        return Answer(200, _TEXT, text.encode()) if usable else Answer(503, _TEXT + _RETRY, text.encode())
 
     def _health(self) -> Answer:
         usable, total = len(self._fleet.usable()), len(self._fleet.instances())
@@ -123,7 +124,8 @@ class Answers:
             "models": len(self._fleet.models()),
             "requests_waiting": self._waiting(),
         }
-        return Answer(200 if usable else 503, _JSON, msgspec.json.encode(body))
+        encoded = msgspec.json.encode(body)
+        return Answer(200, _JSON, encoded) if usable else Answer(503, _JSON + _RETRY, encoded)
 
 
 def _json(value: object, headers: Headers = _JSON) -> Answer:

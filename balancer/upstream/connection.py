@@ -200,13 +200,14 @@ class Connection(asyncio.Protocol):
     def _complete(self, *, reusable: bool) -> None:
         exchange, self._exchange = self._exchange, None
         self._phase = _Phase.IDLE
-        if exchange is not None:
-            exchange.finish()
         if reusable and self._sent and not self.closed:
-            # After the parser has eaten the read: surplus bytes in it must still be seen.
+            # After the parser has eaten the read: surplus bytes in it must still be seen. Before
+            # those who wait for the end go on: the next request is to find this connection.
             asyncio.get_running_loop().call_soon(self._offer)
         else:
             self.close()
+        if exchange is not None:
+            exchange.finish()
 
     def _offer(self) -> None:
         if self._phase is _Phase.IDLE and not self.closed:
