@@ -81,7 +81,7 @@ class Balancer:
             idle_seconds=_UPSTREAM_IDLE_SECONDS,
             buffer_bytes=settings.limits.stream_buffer_bytes,
         )
-        self.fleet.listen(on_down=lambda instance: self.client.abandon(instance.id, "the instance went down"))
+        self.fleet.listen(on_down=self._went_down)
         self.control = ControlClient()
         self.prober = Prober(
             fleet=self.fleet,
@@ -132,6 +132,11 @@ class Balancer:
                 await self.listener.close(grace_seconds=_STOP_GRACE_SECONDS)
                 for loop in loops:
                     loop.cancel()
+
+    def _went_down(self, instance: Instance) -> None:
+        """Requests that wait there for a first byte can go elsewhere."""
+        self.log.warning("instance_down", instance=instance.id, error=instance.health.last_error)
+        self.client.abandon(instance.id, "the instance went down")
 
     def _addresses(self) -> Addresses:
         metrics = self.metrics_listener.url if self.metrics_listener is not None else None

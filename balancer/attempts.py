@@ -74,6 +74,7 @@ class Attempts:
             except BaseException:
                 self._return(lease, record, Outcome(verdict=Verdict.NEUTRAL, kind="cancelled"))
                 raise
+        del upstream  # its body is not needed again, and an answer may go on for long
         record.answered_at = self._clock.monotonic()
         exchange.when_ended(lambda error: self._return(lease, record, _outcome(exchange, record, error)))
         try:

@@ -34,6 +34,12 @@ class ProbeTimes:
     timeout_seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Renewal:
+    task: asyncio.Task[None]
+    began_at: float
+
+
 class Prober:
     """One loop an instance. `find_local` looks for an Ollama process behind a loopback port; it
     may block and is called in a thread."""
@@ -55,7 +61,7 @@ class Prober:
         self._log = log
         self._find_local = find_local
         self._reading: dict[InstanceId, asyncio.Task[None]] = {}
-        self._renewing: dict[InstanceId, asyncio.Task[None]] = {}
+        self._renewing: dict[InstanceId, _Renewal] = {}
         self._nudges: dict[InstanceId, asyncio.Event] = {}
         self._blobs: dict[str, str] = {}
         self._probed_at: dict[InstanceId, float] = {}
@@ -81,8 +87,7 @@ class Prober:
             refused = isinstance(error, ConnectionLost) or (
                 isinstance(error, ConnectFailed) and error.refused
             )
-            if self._fleet.failed(instance, str(error), refused=refused, incarnation=incarnation):
-                self._log.warning("instance_down", instance=instance.id, error=str(error))
+            self._fleet.failed(instance, str(error), refused=refused, incarnation=incarnation)
             return
         if not instance.usable:
             # Its lists first: a request must not be sent there for a model that it does not have.
@@ -97,7 +102,15 @@ class Prober:
         """Read anew the lists of usable instances that are older than so many seconds, and wait for
         at most so many; what comes later is taken over when it comes."""
         stale = [each for each in self._fleet.usable() if self._age(each) >= older_than_seconds]
-        renewing = [task for each in stale if (task := self._renew(each)) is not None]
+        now = self._clock.monotonic()
+        for instance in stale:
+            self._renew(instance, now)
+        # Who did not answer the last one that waited will not answer this one sooner.
+        renewing = [
+            renewal.task
+            for each in stale
+            if (renewal := self._renewing.get(each.id)) and now - renewal.began_at < wait_seconds
+        ]
         if renewing:
             await asyncio.wait(renewing, timeout=wait_seconds)
 
@@ -135,12 +148,12 @@ class Prober:
             return float("inf")
         return self._clock.monotonic() - instance.inventory.read_at
 
-    def _renew(self, instance: Instance) -> asyncio.Task[None] | None:
-        """The renewal of its lists that is under way, or a new one; None once the prober has ended."""
-        task = self._renewing.get(instance.id)
-        if (task is None or task.done()) and self._group is not None:
-            task = self._renewing[instance.id] = self._group.create_task(self._read_anew(instance))
-        return task
+    def _renew(self, instance: Instance, now: float) -> None:
+        """Begin to renew its lists unless that is under way."""
+        renewal = self._renewing.get(instance.id)
+        if (renewal is None or renewal.task.done()) and self._group is not None:
+            task = self._group.create_task(self._read_anew(instance))
+            self._renewing[instance.id] = _Renewal(task, now)
 
     async def _read_anew(self, instance: Instance) -> None:
         """Wait for a reading that is under way, and for another where that one began too early."""
@@ -175,13 +188,17 @@ class Prober:
             self._fleet.inventory_read(instance, models=models, runners=runners, slots=slots, at=began_at)
 
     async def _rows(self, instance: Instance, path: str) -> Sequence[Row] | None:
-        """The items of a list, None where it could not be read."""
+        """The items of a list, None where it could not be read. A slow one says nothing of health, a
+        refused connection does."""
+        incarnation = instance.incarnation
         try:
             answer = await self._client.get(
                 instance.spec.url, path, timeout_seconds=self._times.timeout_seconds
             )
         except InstanceError as error:
             self._log.debug("list_unread", instance=instance.id, path=path, error=str(error))
+            if _refused(error):
+                self._fleet.failed(instance, str(error), refused=True, incarnation=incarnation)
             return None
         rows = answer.get("models")
         if not isinstance(rows, list):
@@ -220,3 +237,8 @@ class Prober:
             self._log.warning(
                 "slots_assumed", instance=instance.id, slots=1, advice="set slots to its OLLAMA_NUM_PARALLEL"
             )
+
+
+def _refused(error: InstanceError) -> bool:
+    """Whether nothing listens there, or what does hangs up."""
+    return isinstance(error, ConnectionLost) or (isinstance(error, ConnectFailed) and error.refused)
