@@ -1,0 +1,32 @@
+# syntax=docker/dockerfile:1
+# The balancer as a small image: no build tools, no root, nothing to write. See docs/operations.md.
+
+FROM python:3.11-slim-bookworm AS build
+COPY requirements.lock /tmp/requirements.lock
+RUN python -m venv /opt/balancer \
+ && /opt/balancer/bin/pip install --no-cache-dir --require-hashes -r /tmp/requirements.lock \
+ && /opt/balancer/bin/pip uninstall -y setuptools pip
+COPY balancer /opt/balancer/lib/python3.11/site-packages/balancer
+COPY LICENSE /opt/balancer/LICENSE
+# A start script instead of a wheel: building one would download tools that are not locked.
+RUN printf '%s\n' '#!/opt/balancer/bin/python -P' 'from balancer.cli import main' 'main()' \
+      > /opt/balancer/bin/balancer \
+ && chmod 755 /opt/balancer/bin/balancer \
+ && /opt/balancer/bin/python -m compileall -q /opt/balancer/lib
+
+FROM python:3.11-slim-bookworm
+LABEL org.opencontainers.image.title="Ollama Balancer" \
+      org.opencontainers.image.licenses="Apache-2.0"
+COPY --from=build /opt/balancer /opt/balancer
+ENV PATH=/opt/balancer/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1
+WORKDIR /
+USER 65532:65532
+EXPOSE 11400
+HEALTHCHECK --interval=10s --timeout=5s --start-period=10s --retries=3 \
+  CMD ["/opt/balancer/bin/python", "-c", "import http.client as h, sys; c = h.HTTPConnection('127.0.0.1', 11400, timeout=3); c.request('GET', '/livez'); sys.exit(c.getresponse().status != 200)"]
+ENTRYPOINT ["balancer"]
+# A container has to listen beyond its own loopback, and there are no keys: whoever reaches the
+# published port can use the models. The admin listener stays on the container's loopback.
+CMD ["serve", "--listen", "0.0.0.0:11400", "--allow-anonymous"]
