@@ -76,7 +76,7 @@ class Attempts:
                 raise
         del upstream  # its body is not needed again, and an answer may go on for long
         record.answered_at = self._clock.monotonic()
-        exchange.when_ended(lambda error: self._return(lease, record, _outcome(exchange, record, error)))
+        exchange.when_ended(lambda error: self._ended(lease, record, _outcome(exchange, record, error)))
         try:
             yield exchange
         finally:
@@ -133,6 +133,12 @@ class Attempts:
         if isinstance(error, ConnectFailed) and error.refused:
             instance = self._fleet.get(lease.instance)
             self._fleet.failed(instance, str(error), refused=True, incarnation=lease.incarnation)
+
+    def _ended(self, lease: Lease, record: RequestRecord, outcome: Outcome) -> None:
+        """The instance has no more part in the exchange; a failure after the first byte counts too."""
+        if outcome.verdict is Verdict.FAILURE:
+            self._ledger.failed(record, outcome.kind)
+        self._return(lease, record, outcome)
 
     def _return(self, lease: Lease, record: RequestRecord, outcome: Outcome) -> None:
         self._ledger.returned(record)
