@@ -123,14 +123,14 @@ class Dispatcher:
     def _settle(self, ticket: Ticket, now: float) -> bool:
         """Decide for one ticket; True where it left the queue, with a lease or with an error."""
         waiter = self._waiters[ticket.id]
+        if waiter.done():
+            return self._queue.remove(ticket.id)
         decision = self._scheduler.decide(ticket, now)
         if decision.standing is Standing.BUSY:
             self._note_wake(decision.next_wake_at)
             return False
         self._queue.remove(ticket.id)
         self._on_decision(decision)
-        if waiter.done():
-            return True
         if decision.picked is None:
             waiter.set_exception(self._dead_end(decision))
         else:

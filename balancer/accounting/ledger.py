@@ -107,6 +107,7 @@ class Ledger:
                 metrics.time_per_output_token.labels(model).observe(per_token)
 
     def _label(self, record: RequestRecord) -> str:
-        if not record.model:
-            return ""
-        return record.model if self._known_model(record.model) else "unknown"
+        if record.model_label is None:
+            known = not record.model or self._known_model(record.model)
+            record.model_label = record.model if known else "unknown"
+        return record.model_label

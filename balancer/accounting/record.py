@@ -13,8 +13,9 @@ from balancer.protocol.endings import Counters
 @dataclass(slots=True, kw_only=True)
 class RequestRecord:
     """`id` is the balancer's own, `request_id` the caller's or made for it; `route` is a row of the
-    route table, never the raw path. `outcome` is a bounded word: ok, cancelled, rejected,
-    unfinished, or the kind of the error."""
+    route table, never the raw path. `model_label` is the model as metrics name it, fixed at its first
+    use: what was counted up must be counted down under the same name. `outcome` is a bounded word:
+    ok, cancelled, rejected, unfinished, or the kind of the error."""
 
     id: str
     request_id: str
@@ -26,6 +27,7 @@ class RequestRecord:
     kind: str = "info"
     operation: Operation | None = None
     model: str = ""
+    model_label: str | None = None
     allow_origin: str = ""
     instance: str = ""
     reason: str = ""

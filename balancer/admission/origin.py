@@ -6,13 +6,15 @@ its default origins.
 """
 
 from collections.abc import Collection
-from ipaddress import ip_address
-from urllib.parse import urlsplit
+from ipaddress import ip_address, ip_network
+from urllib.parse import SplitResult, urlsplit
 
 from balancer.admission.identity import is_loopback
 from balancer.errors import Forbidden
 
 _LOCAL_SUFFIXES = (".localhost", ".local", ".internal")
+_PRIVATE = tuple(map(ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")))
+"""Narrower than `is_private`, which counts every reserved range. Source: RFC 1918, RFC 4193."""
 _APP_SCHEMES = frozenset({"app", "file", "tauri", "vscode-webview", "vscode-file"})
 
 
@@ -26,7 +28,7 @@ def check_host(host: str | None, *, own_name: str) -> None:
         address = ip_address(name)
     except ValueError:
         address = None
-    if address is None or not (address.is_private or address.is_unspecified):
+    if address is None or not (address.is_unspecified or any(address in each for each in _PRIVATE)):
         raise Forbidden("this listener is for this machine; its Host header names another")
 
 
@@ -40,14 +42,22 @@ def allowed_origin(origin: str | None, host: str | None, *, cors_origins: Collec
         return None
     if origin in cors_origins or "*" in cors_origins:
         return origin
-    parts = urlsplit(origin)
-    if (
+    parts = _split(origin)
+    if parts is not None and (
         parts.scheme in _APP_SCHEMES
         or is_loopback(parts.hostname)
-        or _host_name(parts.netloc) == _host_name(host or "")
+        or (parts.netloc and _host_name(parts.netloc) == _host_name(host or ""))
     ):
         return None
     raise Forbidden("pages of this origin are not allowed; name it in cors_origins")
+
+
+def _split(origin: str) -> SplitResult | None:
+    """The parts of an origin, None where it is none."""
+    try:
+        return urlsplit(origin)
+    except ValueError:
+        return None
 
 
 def _host_name(authority: str) -> str:

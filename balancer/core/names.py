@@ -3,29 +3,34 @@
 Clients' own spelling is never changed on the wire; only our comparisons use this form.
 """
 
+import re
 from typing import NewType
 
 ModelName = NewType("ModelName", str)
 
-_DEFAULT_HOST = "registry.ollama.ai/"
-_DEFAULT_NAMESPACE = "library/"
+_DEFAULT_HOST = "registry.ollama.ai"
+_DEFAULT_NAMESPACE = "library"
 _DEFAULT_TAG = "latest"
+_SCHEMES = re.compile(r"\A(?:https?://)+")
+_LOCAL_SUFFIXES = re.compile(r"(?::local)+\Z")
 
 
 def canonical_name(name: str) -> ModelName:
-    """The form under which all spellings of one model are equal: host and namespace that are the
-    defaults dropped, tag always there, case folded, a `:local` source suffix dropped.
+    """The form under which all spellings of one model are equal: the default host dropped, and the
+    default namespace where no other host stands before it, tag always there, case folded, a `:local`
+    source suffix dropped. A canonical form is its own.
 
     Source: Ollama v0.33 types/model/name.go and internal/modelref; case is folded there against
     what is on disk.
     """
-    text = name.strip().casefold()
-    text = text.removeprefix("https://").removeprefix("http://")
-    text = text.removesuffix(":local")
-    text = text.removeprefix(_DEFAULT_HOST).removeprefix(_DEFAULT_NAMESPACE)
-    if ":" not in text.rsplit("/", 1)[-1]:
-        text = f"{text}:{_DEFAULT_TAG}"
-    return ModelName(text)
+    text = _LOCAL_SUFFIXES.sub("", _SCHEMES.sub("", name.strip().casefold()))
+    place, _, model = text.rpartition("/")
+    if ":" not in model:
+        model = f"{model}:{_DEFAULT_TAG}"
+    host, _, namespace = place.rpartition("/")
+    if host == _DEFAULT_HOST:
+        place = namespace
+    return ModelName(model if place in {"", _DEFAULT_NAMESPACE} else f"{place}/{model}")
 
 
 def is_cloud_name(name: str) -> bool:
@@ -34,10 +39,9 @@ def is_cloud_name(name: str) -> bool:
     Source: Ollama v0.33 internal/modelref: a `:cloud` suffix, or a tag that ends in `-cloud`.
     """
     tag = name.strip().casefold().rsplit("/", 1)[-1].partition(":")[2]
-    return tag == "cloud" or tag.endswith("-cloud")
+    return tag.rpartition(":")[2] == "cloud" or tag.endswith("-cloud")
 
 
 def namespace_of(name: str) -> str:
-    """The namespace part of a name, `library` where none is given."""
-    parts = canonical_name(name).rsplit("/", 1)
-    return parts[0].rsplit("/", 1)[-1] if len(parts) > 1 else "library"
+    """The namespace part of a name as it is spelled, `library` where none is given."""
+    return name.rpartition("/")[0].rpartition("/")[2] or _DEFAULT_NAMESPACE

@@ -86,7 +86,7 @@ class Instance:
     @property
     def store(self) -> str:
         """The label of its model store; one of its own where nothing says that it is shared."""
-        return self.spec.store or self.learned_store or f"own:{self.id}"
+        return self.spec.store or self.learned_store or own_store(self.id)
 
     def holds(self, model: ModelName) -> bool:
         """Whether it has the model, as far as its newest list tells. One that answers but whose lists
@@ -181,6 +181,11 @@ class Instance:
             return Runner(model, digest, before.generation, slots.get(digest, before.slots), row)
         self._generations += 1
         return Runner(model, digest, self._generations, slots.get(digest), row)
+
+
+def own_store(instance: InstanceId) -> str:
+    """The label of a store that belongs to one instance alone, as far as anyone knows."""
+    return f"own:{instance}"
 
 
 def _by_name(rows: Sequence[Row]) -> Mapping[ModelName, Row]:

@@ -7,14 +7,14 @@ look shared too; the `store` setting tells them apart.
 
 from collections.abc import Iterable
 
-from balancer.fleet.instance import Instance
+from balancer.fleet.instance import Instance, own_store
 
 
 def learn_shared_stores(instances: Iterable[Instance]) -> None:
-    """Give instances that list an identical row the store of the first of them. What was learned
-    before stands: an empty list says nothing."""
+    """Give instances that list an identical row the store of the first of them whose store is known,
+    else of the first of them. What was learned before stands: an empty list says nothing."""
     seen: dict[tuple[str, str, str], Instance] = {}
-    for instance in instances:
+    for instance in sorted(instances, key=_unknown):
         if instance.inventory is None:
             continue
         for name, row in instance.inventory.models.items():
@@ -22,5 +22,9 @@ def learn_shared_stores(instances: Iterable[Instance]) -> None:
             if "." not in modified:
                 continue
             first = seen.setdefault((name, str(row.get("digest", "")), modified), instance)
-            if first is not instance and instance.learned_store is None:
+            if first is not instance and instance.learned_store in {None, own_store(first.id)}:
                 instance.learned_store = first.store
+
+
+def _unknown(instance: Instance) -> bool:
+    return instance.spec.store is None and instance.learned_store is None

@@ -39,7 +39,7 @@ class Counters:
 
 class Tail:
     """What a verdict needs of a body that passes by: its last `TAIL_BYTES`, and the first
-    `HEAD_BYTES` of its last line."""
+    `HEAD_BYTES` of its last line that is not empty."""
 
     __slots__ = ("_line_open", "data", "head")
 
@@ -50,10 +50,11 @@ class Tail:
 
     def feed(self, chunk: bytes) -> None:
         """Take note of the next chunk, which is not empty."""
-        begin = chunk.rfind(b"\n", 0, -1) + 1
-        if begin or not self._line_open:
+        length = len(chunk.rstrip(b"\r\n"))
+        begin = chunk.rfind(b"\n", 0, length) + 1
+        if length and (begin or not self._line_open):
             self.head = chunk[begin : begin + HEAD_BYTES]
-        elif len(self.head) < HEAD_BYTES:
+        elif length and len(self.head) < HEAD_BYTES:
             self.head = (self.head + chunk)[:HEAD_BYTES]
         self._line_open = not chunk.endswith(b"\n")
         self.data = chunk[-TAIL_BYTES:] if len(chunk) >= TAIL_BYTES else (self.data + chunk)[-TAIL_BYTES:]
@@ -92,6 +93,8 @@ def judge(operation: Operation, tail: Tail) -> Ending:
 def _judge_lines(kind: Kind, tail: Tail) -> Ending:
     if _ERROR_AT_HEAD.match(tail.head):
         return Ending.ERROR
+    if not tail.data.rstrip().endswith(b"}"):
+        return Ending.UNFINISHED
     if kind is Kind.MANAGE:
         return Ending.WHOLE if b'"status":"success"' in tail.head else Ending.UNFINISHED
     done = _DONE_AT_HEAD.match(tail.head) or _DONE_AT_END.search(tail.data)
@@ -100,13 +103,12 @@ def _judge_lines(kind: Kind, tail: Tail) -> Ending:
 
 def _judge_events(operation: Operation, tail: Tail) -> Ending:
     if operation.dialect is Dialect.OPENAI and operation.kind is not Kind.RESPONSE:
-        if tail.data.rstrip().endswith(b"data: [DONE]"):
+        last_line = tail.data.rstrip().rsplit(b"\n", 1)[-1]
+        if last_line == b"data: [DONE]":
             return Ending.WHOLE
-        return (
-            Ending.ERROR
-            if _ERROR_AT_HEAD.match(tail.data.rstrip().rsplit(b"\n", 1)[-1])
-            else Ending.UNFINISHED
-        )
+        return Ending.ERROR if _ERROR_AT_HEAD.match(tail.head) else Ending.UNFINISHED
+    if not tail.data.endswith((b"\n\n", b"\r\n\r\n")):
+        return Ending.UNFINISHED  # an event without the blank line that ends it is none
     named = _LAST_EVENT.findall(tail.data)
     typed = _TYPE_AT_HEAD.match(tail.head) or _TYPE_AT_END.search(tail.data)
     last = named[-1] if named else typed.group(1) if typed else b""

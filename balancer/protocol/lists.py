@@ -61,5 +61,7 @@ def timestamp(value: object) -> float:
         return 0.0
 
 
-def _version_key(version: str) -> tuple[tuple[int, ...], str]:
-    return tuple(int(number) for number in re.findall(r"\d+", version)[:3]), version
+def _version_key(version: str) -> tuple[tuple[int, ...], bool, str]:
+    """By the numbers; a release candidate stands before its release."""
+    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:3])
+    return numbers, "-rc" not in version, version

@@ -5,20 +5,21 @@ Only top-level keys are decoded; prompts, messages and images are skipped over b
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import msgspec
 
 from balancer.core.names import canonical_name
-from balancer.core.operation import Kind, Operation
+from balancer.core.operation import Dialect, Kind, Operation
 from balancer.core.variant import Variant
 from balancer.errors import MalformedRequest
 from balancer.protocol.encoding import inflate_zstd, multipart_field
-from balancer.protocol.routes import Match, upstream_path
+from balancer.protocol.routes import Match, Route, upstream_path
 
 _MODEL_NAME_LIMIT = 512
 
 
+_Fields: TypeAlias = dict[str, msgspec.Raw]
 _ABSENT = msgspec.Raw(b"")
 
 
@@ -36,7 +37,8 @@ class _Body(msgspec.Struct):
     messages: msgspec.Raw = _ABSENT
 
 
-_decode_body = msgspec.json.Decoder(_Body).decode
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_STREAMING = frozenset({Kind.GENERATE, Kind.CHAT, Kind.RESPONSE, Kind.MANAGE})
 _EMPTY = {b"", b'""', b"[]", b"null"}
 _ZERO = {b"0", b'"0"', b'"0s"', b"0.0", b'"0m"', b'"0h"', b"-0"}
 
@@ -62,10 +64,12 @@ def parse_request(match: Match, body: bytes, *, content_type: str, content_encod
         return Parsed(_operation(match, model=match.parameter))
     if not body:
         raise MalformedRequest("missing request body")
-    plain = inflate_zstd(body) if content_encoding == "zstd" else body
+    fields = _decode(inflate_zstd(body) if content_encoding == "zstd" else body)
+    rewritten: bytes | None = None
     if match.route.path == "/predict/{model}":
-        return _parse_predict(match, plain)
-    decoded = _decode(plain)
+        fields = _predict_fields(match, fields)
+        rewritten = msgspec.json.encode(fields)
+    decoded = _routed(fields)
     model = (
         _string(decoded.model, "model") or _string(decoded.name, "name") or _string(decoded.source, "source")
     )
@@ -75,9 +79,10 @@ def parse_request(match: Match, body: bytes, *, content_type: str, content_encod
             model=_required(model),
             options=_options(decoded.options),
             shift=_boolean(decoded.shift, None),
-            stream=_boolean(decoded.stream, match.route.default_stream),
-            unload=_unloads(match.route.kind, decoded),
-        )
+            stream=match.route.kind in _STREAMING and _boolean(decoded.stream, match.route.default_stream),
+            unload=_unloads(match.route, decoded),
+        ),
+        rewritten,
     )
 
 
@@ -103,31 +108,39 @@ def _operation(
     )
 
 
-def _parse_predict(match: Match, body: bytes) -> Parsed:
+def _predict_fields(match: Match, fields: _Fields) -> _Fields:
     """`/predict/{model}`: a generate request whose model stands in the path, and that streams only
     where it is asked to."""
-    try:
-        fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-    except msgspec.MsgspecError as error:
-        raise MalformedRequest(f"the request body is not a JSON object: {error}") from error
+    asked = _routed(fields)
     model = _required(match.parameter)
-    if "model" in fields and canonical_name(_string(fields["model"], "model") or "") != canonical_name(model):
+    named = _string(asked.model, "model")
+    if named and canonical_name(named) != canonical_name(model):
         raise MalformedRequest(f"the body names another model than the path ('{model}')")
-    if "prompt" not in fields:
+    if not bytes(asked.prompt):
         raise MalformedRequest('prompt is required: {"prompt": "…"}')
-    stream = _boolean(fields.get("stream", _ABSENT), False)
-    forwarded = {**fields, "model": model, "stream": stream}
-    options = _options(fields.get("options", _ABSENT))
-    return Parsed(
-        _operation(match, model=model, options=options, stream=stream), msgspec.json.encode(forwarded)
-    )
+    others = {key: value for key, value in fields.items() if key.casefold() not in {"model", "stream"}}
+    stream = b"true" if _boolean(asked.stream, False) else b"false"
+    return {**others, "model": msgspec.Raw(msgspec.json.encode(model)), "stream": msgspec.Raw(stream)}
 
 
-def _decode(body: bytes) -> _Body:
+def _decode(body: bytes) -> _Fields:
     try:
-        return _decode_body(body)
+        return _decode_fields(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedRequest(f"the request body is not a JSON object: {error}") from error
+
+
+def _routed(fields: _Fields) -> _Body:
+    """The keys that we route on, whatever their case, as Go's decoder reads them: where it would take
+    the last of several spellings, the request could be understood in two ways."""
+    found: dict[str, msgspec.Raw] = {}
+    for key, value in fields.items():
+        name = key.casefold()
+        if name in found:
+            raise MalformedRequest(f"the request body names '{name}' in several spellings")
+        if name in _Body.__struct_fields__:
+            found[name] = value
+    return _Body(**found)
 
 
 def _required(model: str | None) -> str:
@@ -157,17 +170,19 @@ def _boolean(raw: msgspec.Raw, default: _Default) -> bool | _Default:
 def _options(raw: msgspec.Raw) -> Mapping[str, object]:
     if not bytes(raw).startswith(b"{"):
         return {}
-    decoded: dict[str, object] = msgspec.json.decode(raw)
-    return decoded
+    try:
+        return msgspec.json.decode(raw, type=dict[str, object])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedRequest(f"'options' cannot be read: {error}") from error
 
 
-def _unloads(kind: Kind, body: _Body) -> bool:
+def _unloads(route: Route, body: _Body) -> bool:
     """Whether the request only asks to unload its model: nothing to do, and to be kept for no time.
     Source: Ollama v0.33 server/routes.go, GenerateHandler and ChatHandler."""
-    match kind:
-        case Kind.GENERATE:
+    match route.dialect, route.kind:
+        case Dialect.OLLAMA, Kind.GENERATE:
             content = bytes(body.prompt)
-        case Kind.CHAT:
+        case Dialect.OLLAMA, Kind.CHAT:
             content = bytes(body.messages)
         case _:
             return False
@@ -183,11 +198,11 @@ def estimate_prompt_tokens(body: bytes) -> int:
     """
     try:
         fields = msgspec.json.decode(body, type=dict[str, object])
+        content = sum(_estimate(fields.get(key)) for key in ("system", "messages", "tools"))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedRequest(f"the request body is not a JSON object: {error}") from error
     messages = fields.get("messages")
-    count = 3 * (len(messages) if isinstance(messages, list) else 0)
-    return max(1, count + sum(_estimate(fields.get(key)) for key in ("system", "messages", "tools")))
+    return max(1, content + 3 * (len(messages) if isinstance(messages, list) else 0))
 
 
 def _estimate(value: object) -> int:

@@ -30,7 +30,9 @@ def find_local_ollama(port: int, *, proc: Path = Path("/proc")) -> LocalOllama |
     Source: Ollama v0.33 llm/llama_server.go starts `llama-server --model …/blobs/sha256-… -np N`.
     """
     inodes = {inode for table in ("tcp", "tcp6") for inode in _listening(proc / "net" / table, port)}
-    pid = next((pid for pid in _pids(proc) if inodes and _holds_socket(proc / str(pid), inodes)), None)
+    if not inodes:
+        return None
+    pid = next((pid for pid in _pids(proc) if _holds_socket(proc / str(pid), inodes)), None)
     if pid is None or _text(proc / str(pid) / "comm").strip() != "ollama":
         return None
     environment = dict(

@@ -5,7 +5,7 @@ run the same code a million times. Ties are broken by chance, or the first insta
 configuration would get them all.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from random import Random
 
 from balancer.core.decision import Considered, Decision, Standing
@@ -38,7 +38,7 @@ class Scheduler:
         if free:
             chosen = self._pick(ticket, free, considered)
             return self._decision(ticket, now, Standing.PICKED, considered, chosen)
-        standing = Standing.BUSY if able else _dead_end(tuple(considered.values()))
+        standing = Standing.BUSY if able else _dead_end(considered)
         return self._decision(ticket, now, standing, considered, None)
 
     def _meant(
@@ -109,10 +109,11 @@ def _narrow(
     return narrow
 
 
-def _dead_end(considered: Sequence[Considered]) -> Standing:
-    """Why no instance is able, when waiting for a slot will not help."""
-    reasons = {each.filtered for each in considered}
-    if reasons == {"model not there"}:
+def _dead_end(considered: Mapping[InstanceView, Considered]) -> Standing:
+    """Why no instance is able, when waiting for a slot will not help. That a model is nowhere can only
+    be said while some instance is there to ask."""
+    reasons = {each.filtered for each in considered.values()}
+    if reasons == {"model not there"} and any(instance.usable for instance in considered):
         return Standing.UNKNOWN_MODEL
     if "failed this request before" in reasons:
         return Standing.EXHAUSTED

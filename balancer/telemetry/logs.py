@@ -19,7 +19,9 @@ def make_logger(*, level: str, output_format: str, stream: TextIO | None = None)
     out = stream if stream is not None else sys.stderr
     console = output_format == "console" or (output_format == "auto" and out.isatty())
     renderer = (
-        structlog.dev.ConsoleRenderer(colors=out.isatty()) if console else structlog.processors.JSONRenderer()
+        structlog.dev.ConsoleRenderer(colors=out.isatty(), repr_native_str=True)
+        if console
+        else structlog.processors.JSONRenderer()
     )
     logger: Logger = structlog.wrap_logger(
         structlog.WriteLogger(out),

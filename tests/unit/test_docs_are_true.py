@@ -41,13 +41,13 @@ def test_the_operations_page_lists_every_metric_with_its_labels() -> None:
 def test_the_configuration_page_names_every_top_level_setting() -> None:
     page = (DOCS / "configuration.md").read_text()
 
-    assert [] == [name for name in Settings.model_fields if f"`{name}`" not in page]
+    assert [name for name in Settings.model_fields if f"`{name}`" not in page] == []
 
 
 def test_the_configuration_page_names_what_has_no_effect_yet() -> None:
     page = (DOCS / "configuration.md").read_text()
 
-    assert [] == [name for name in PENDING if f"`{name}`" not in page]
+    assert [name for name in PENDING if f"`{name}`" not in page] == []
 
 
 def test_every_linked_file_is_there() -> None:
@@ -59,7 +59,7 @@ def test_every_linked_file_is_there() -> None:
         if not (page.parent / target).exists()
     ]
 
-    assert [] == broken
+    assert broken == []
 
 
 def declared() -> list[Metric]:

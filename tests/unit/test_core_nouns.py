@@ -1,0 +1,124 @@
+"""Variants, operations, tickets and decisions: plain data that explains itself."""
+
+import json
+
+import pytest
+
+from balancer.core.decision import Considered, Decision, Standing
+from balancer.core.names import canonical_name
+from balancer.core.operation import Dialect, Kind, Operation, Wire
+from balancer.core.ticket import InstanceId
+from balancer.core.variant import RUNNER_OPTIONS, Variant
+from tests.unit.unit_support import ticket
+
+M = canonical_name("m")
+
+
+def test_a_variant_without_runner_options_is_auto() -> None:
+    variant = Variant.of(M, {"temperature": 0.5, "num_predict": 3, "seed": 1})
+
+    assert variant.auto
+    assert Variant(M) == variant
+    assert str(variant) == "m:latest"
+
+
+@pytest.mark.parametrize("name", sorted(RUNNER_OPTIONS))
+def test_every_runner_option_makes_another_variant(name: str) -> None:
+    variant = Variant.of(M, {name: 7})
+
+    assert not variant.auto
+    assert variant != Variant(M)
+    assert variant != Variant.of(M, {name: 8})
+
+
+def test_the_order_of_options_does_not_matter() -> None:
+    one = Variant.of(M, {"num_ctx": 4096, "num_gpu": 1})
+
+    assert one == Variant.of(M, {"num_gpu": 1, "num_ctx": 4096})
+    assert hash(one) == hash(Variant.of(M, {"num_gpu": 1, "num_ctx": 4096}))
+    assert str(one) == "m:latest?num_ctx=4096&num_gpu=1"
+
+
+@pytest.mark.parametrize("value", [None, [], {}, [4096]])
+def test_a_value_that_no_option_has_is_left_out(value: object) -> None:
+    assert Variant.of(M, {"num_ctx": value}).auto
+
+
+def test_shift_is_part_of_a_variant_only_where_it_was_asked() -> None:
+    assert Variant.of(M, {}).auto
+    assert Variant.of(M, {}, shift=False) != Variant.of(M, {}, shift=True)
+    assert str(Variant.of(M, {}, shift=False)) == "m:latest?shift=False"
+
+
+@pytest.mark.parametrize(
+    ("dialect", "stream", "wire"),
+    [
+        (Dialect.OLLAMA, True, Wire.NDJSON),
+        (Dialect.OPENAI, True, Wire.SSE),
+        (Dialect.ANTHROPIC, True, Wire.SSE),
+        (Dialect.OLLAMA, False, Wire.JSON),
+        (Dialect.OPENAI, False, Wire.JSON),
+        (Dialect.ANTHROPIC, False, Wire.JSON),
+    ],
+)
+def test_the_wire_follows_from_dialect_and_stream(dialect: Dialect, stream: bool, wire: Wire) -> None:
+    operation = Operation(kind=Kind.CHAT, dialect=dialect, upstream_path="/", stream=stream)
+
+    assert wire is operation.wire
+
+
+def test_a_retry_keeps_place_and_deadline_and_excludes_the_failed() -> None:
+    first = ticket(arrival=7, deadline=1200.0)
+
+    second = first.excluding(InstanceId("a"))
+    third = second.excluding(InstanceId("b"))
+
+    assert (7, 1200.0, 2, {"a"}) == (second.arrival, second.deadline, second.attempt, second.excluded)
+    assert (first.id, 7, 3, {"a", "b"}) == (third.id, third.arrival, third.attempt, third.excluded)
+    assert first.excluded == frozenset()
+
+
+def decision(standing: Standing = Standing.PICKED, attempt: int = 1) -> Decision:
+    considered = (
+        Considered(instance=InstanceId("a"), score=1.5, terms={"load": 1.0, "wait": 0.5}),
+        Considered(instance=InstanceId("b"), filtered="drained"),
+        Considered(instance=InstanceId("c"), score=2.0),
+    )
+    return Decision(
+        ticket=ticket("r-1", attempt=attempt, queued_at=999.75),
+        at=1000.0,
+        strategy="round_robin",
+        standing=standing,
+        picked=InstanceId("a") if standing is Standing.PICKED else None,
+        considered=considered,
+    )
+
+
+def test_a_decision_explains_filters_scores_and_terms_as_json() -> None:
+    told = json.loads(json.dumps(decision().explain()))
+
+    assert told == {
+        "request": "r-1",
+        "model": "m:latest",
+        "attempt": 1,
+        "waited_seconds": 0.25,
+        "strategy": "round_robin",
+        "standing": "picked",
+        "picked": "a",
+        "reason": "round_robin: best of 2 free of 3",
+        "considered": [
+            {"instance": "a", "filtered": None, "score": 1.5, "terms": {"load": 1.0, "wait": 0.5}},
+            {"instance": "b", "filtered": "drained", "score": None, "terms": {}},
+            {"instance": "c", "filtered": None, "score": 2.0, "terms": {}},
+        ],
+    }
+
+
+def test_a_reason_names_the_try_and_no_instance() -> None:
+    assert decision(attempt=3).reason == "round_robin: best of 2 free of 3, try 3"
+
+
+@pytest.mark.parametrize("standing", [each for each in Standing if each is not Standing.PICKED])
+def test_a_decision_without_a_pick_gives_its_standing_as_reason(standing: Standing) -> None:
+    assert standing.value == decision(standing).reason
+    assert decision(standing).explain()["picked"] is None

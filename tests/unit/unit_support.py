@@ -1,0 +1,245 @@
+"""Factories and fakes of the unit and property tests: time, instances, tickets, recorded answers."""
+
+import asyncio
+import base64
+import json
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from balancer.admission.queue import RequestQueue
+from balancer.core.decision import Decision
+from balancer.core.names import ModelName, canonical_name
+from balancer.core.ticket import ClientId, InstanceId, Outcome, Priority, Ticket, TicketId, Verdict
+from balancer.core.variant import Variant
+from balancer.dispatch import Dispatcher
+from balancer.fleet.fleet import Fleet
+from balancer.fleet.health import Health
+from balancer.fleet.instance import Instance, InstanceSpec
+from balancer.protocol.endings import Tail
+from balancer.scheduling.scheduler import Scheduler
+
+RECORDINGS = Path(__file__).parents[1] / "recordings" / "exchanges.jsonl"
+OK = Outcome(verdict=Verdict.SUCCESS, kind="ok")
+
+
+@dataclass
+class FakeClock:
+    """Time that stands still until it is told to pass."""
+
+    now: float = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def wall(self) -> float:
+        return 1_700_000_000.0 + self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """An event loop whose time jumps to the next timer as soon as nothing else is to be done."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 1000.0
+
+    def time(self) -> float:
+        return self.now
+
+    def _run_once(self) -> None:
+        timers = [each for each in self._scheduled if not each.cancelled()]  # type: ignore[attr-defined]
+        if not self._ready and timers:  # type: ignore[attr-defined]
+            self.now = max(self.now, min(each.when() for each in timers))
+        super()._run_once()  # type: ignore[misc]
+
+
+@dataclass
+class LoopClock:
+    """The time of a loop as a Clock."""
+
+    loop: asyncio.AbstractEventLoop
+
+    def monotonic(self) -> float:
+        return self.loop.time()
+
+    def wall(self) -> float:
+        return self.loop.time()
+
+
+def run_virtually(main: Callable[[LoopClock], Coroutine[Any, Any, None]]) -> None:
+    """Run a test body in virtual time."""
+    loop = VirtualLoop()
+    try:
+        loop.run_until_complete(asyncio.wait_for(main(LoopClock(loop)), 1e6))
+    finally:
+        loop.close()
+
+
+@dataclass(eq=False)
+class FakeView:
+    """An instance as scheduling sees it, with every answer settable."""
+
+    id: InstanceId
+    weight: float = 1.0
+    usable: bool = True
+    suspect: bool = False
+    drained: bool = False
+    running: int = 0
+    models: frozenset[str] = frozenset({"m:latest"})
+    reserved_for: frozenset[str] = frozenset()
+    free: bool = True
+
+    def holds(self, model: ModelName) -> bool:
+        return model in self.models
+
+    def meant_for(self, model: ModelName) -> bool:
+        return not self.reserved_for or model in self.reserved_for
+
+    def running_of(self, model: ModelName) -> int:
+        return self.running
+
+    def slots(self, variant: Variant) -> int:
+        return 1
+
+    def has_free_slot(self, variant: Variant) -> bool:
+        return self.free
+
+
+@dataclass
+class FakeFleet:
+    """Instances in a fixed order."""
+
+    views: Sequence[FakeView]
+
+    def instances(self) -> Sequence[FakeView]:
+        return self.views
+
+
+def view(name: str, **facts: Any) -> FakeView:
+    return FakeView(InstanceId(name), **facts)
+
+
+def ticket(name: str = "t", **facts: Any) -> Ticket:
+    """A ticket for model `m`; `model=None` names none."""
+    model = facts.pop("model", "m")
+    variant = None if model is None else Variant(canonical_name(model))
+    values: dict[str, Any] = {
+        "variant": variant,
+        "arrival": 1,
+        "client": ClientId("c"),
+        "priority": Priority.NORMAL,
+        "needs_slot": model is not None,
+        "queued_at": 1000.0,
+        "deadline": 1300.0,
+    }
+    return Ticket(id=TicketId(name), **{**values, **facts})
+
+
+def instance(
+    name: str,
+    *,
+    up: bool = True,
+    models: Iterable[str] | None = ("m",),
+    thresholds: tuple[int, int] = (3, 2),
+    **spec: Any,
+) -> Instance:
+    """An instance that answers and lists the models; `models=None`: its lists were never read."""
+    made = Instance(
+        InstanceSpec(id=InstanceId(name), url=f"http://{name}:11434", **spec),
+        Health(unhealthy_threshold=thresholds[0], healthy_threshold=thresholds[1]),
+    )
+    if up:
+        made.health.succeeded()
+    if models is not None:
+        made.read_inventory(models=[{"name": each} for each in models], runners=[], slots={}, at=0.0)
+    return made
+
+
+@dataclass
+class House:
+    """A dispatcher over a real fleet, queue and scheduler."""
+
+    fleet: Fleet
+    queue: RequestQueue
+    dispatcher: Dispatcher
+    decisions: list[Decision] = field(default_factory=list)
+
+
+def house(
+    clock: Any,
+    *instances: Instance,
+    limit: int = 1000,
+    strategy: str = "least_connections",
+    watch: Callable[[Decision], None] = lambda _: None,
+) -> House:
+    fleet = Fleet(instances)
+    queue = RequestQueue(limit=limit)
+    decisions: list[Decision] = []
+
+    def decided(decision: Decision) -> None:
+        decisions.append(decision)
+        watch(decision)
+
+    dispatcher = Dispatcher(
+        fleet=fleet,
+        queue=queue,
+        scheduler=Scheduler(fleet, strategy=strategy, random=Random(1)),
+        clock=clock,
+        on_decision=decided,
+    )
+    return House(fleet, queue, dispatcher, decisions)
+
+
+async def settle() -> None:
+    """Let every task that can go on do so."""
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def fed(body: bytes, *, size: int | None = None) -> Tail:
+    """The tail of a body that came in chunks of that size, in one by default."""
+    tail = Tail()
+    step = size or max(1, len(body))
+    for begin in range(0, len(body), step):
+        tail.feed(body[begin : begin + step])
+    return tail
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One recorded exchange, its bodies joined."""
+
+    name: str
+    method: str
+    path: str
+    request_body: bytes
+    status: int
+    content_type: str
+    body: bytes
+
+
+def recordings() -> list[Recorded]:
+    return [_recorded(json.loads(line)) for line in RECORDINGS.read_bytes().splitlines()]
+
+
+def _recorded(line: dict[str, Any]) -> Recorded:
+    request, response = line["request"], line["response"]
+    types = [value for key, value in response["headers"] if key.casefold() == "content-type"]
+    return Recorded(
+        name=line["name"],
+        method=request["method"],
+        path=request["path"].partition("?")[0],
+        request_body=_bytes(request["body"]),
+        status=response["status"],
+        content_type=types[0].partition(";")[0] if types else "",
+        body=b"".join(_bytes(chunk) for chunk in response["chunks"]),
+    )
+
+
+def _bytes(value: Any) -> bytes:
+    return value.encode() if isinstance(value, str) else base64.b64decode(value["base64"])
