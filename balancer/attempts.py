@@ -127,12 +127,13 @@ class Attempts:
             raise UnknownModel(asked or record.model, there_are=self._fleet.models()) from error
 
     def _failed(self, lease: Lease, record: RequestRecord, error: InstanceError) -> None:
-        """One try met a failing instance: the lease goes back, and a refused connection marks it down."""
+        """One try met a failing instance. A refused connection marks it down, and does so before the
+        lease goes back: its slot is not to be lent to the next."""
         self._ledger.failed(record, error.kind)
-        self._return(lease, record, Outcome(verdict=Verdict.FAILURE, kind=error.kind))
         if isinstance(error, ConnectFailed) and error.refused:
             instance = self._fleet.get(lease.instance)
             self._fleet.failed(instance, str(error), refused=True, incarnation=lease.incarnation)
+        self._return(lease, record, Outcome(verdict=Verdict.FAILURE, kind=error.kind))
 
     def _ended(self, lease: Lease, record: RequestRecord, outcome: Outcome) -> None:
         """The instance has no more part in the exchange; a failure after the first byte counts too."""

@@ -12,8 +12,9 @@ from balancer.core.ticket import ClientId
 from balancer.errors import Forbidden
 
 _FORWARDING = frozenset(
-    {"forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via", "cf-connecting-ip"}
+    {"forwarded", "via", "x-real-ip", "x-client-ip", "true-client-ip", "cf-connecting-ip", "fly-client-ip"}
 )
+_FORWARDING_PREFIX = "x-forwarded-"
 
 
 def identify(peer: str | None) -> ClientId:
@@ -44,7 +45,8 @@ def require_model_changes(peer: str | None, header_names: Iterable[str], *, allo
             "changing models is for clients on the balancer's own machine; "
             "start it with --allow-model-changes to allow others"
         )
-    forwarded = sorted({name.casefold() for name in header_names} & _FORWARDING)
+    names = {name.casefold() for name in header_names}
+    forwarded = sorted(each for each in names if each in _FORWARDING or each.startswith(_FORWARDING_PREFIX))
     if forwarded:
         raise Forbidden(
             f"changing models through another proxy ('{forwarded[0]}') is not allowed; "

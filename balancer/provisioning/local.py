@@ -17,10 +17,11 @@ _BLOB = re.compile(r"sha256-([0-9a-f]{64})")
 
 @dataclass(frozen=True, slots=True)
 class LocalOllama:
-    """An Ollama server process here; `slots` maps the digest of a runner's model blob to its slots."""
+    """An Ollama server process here. Those with the same `models_id` read the same models; `slots`
+    maps the digest of a runner's model blob to its slots."""
 
     pid: int
-    models_dir: str
+    models_id: str
     slots: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -39,7 +40,17 @@ def find_local_ollama(port: int, *, proc: Path = Path("/proc")) -> LocalOllama |
         entry.partition("=")[::2] for entry in _text(proc / str(pid) / "environ").split("\0") if "=" in entry
     )
     models_dir = environment.get("OLLAMA_MODELS") or f"{environment.get('HOME', '')}/.ollama/models"
-    return LocalOllama(pid, str(Path(models_dir).resolve()), dict(_runners(proc, pid)))
+    return LocalOllama(pid, _identity(proc / str(pid) / "root", models_dir), dict(_runners(proc, pid)))
+
+
+def _identity(root: Path, models_dir: str) -> str:
+    """What tells two directories apart, whatever container or link they are seen through: their device
+    and inode; the name where it cannot be looked at, as before the first model is there."""
+    try:
+        status = (root / models_dir.lstrip("/")).stat()
+    except OSError:
+        return str(Path(models_dir).resolve())
+    return f"{status.st_dev}:{status.st_ino}"
 
 
 def _runners(proc: Path, parent: int) -> Iterator[tuple[str, int]]:

@@ -86,7 +86,25 @@ def test_the_models_are_where_its_environment_says(machine: Machine, environment
     found = machine.find()
 
     assert found is not None
-    assert models == found.models_dir
+    assert models == found.models_id
+
+
+def test_one_directory_is_one_store_whatever_it_is_called_inside_a_container(machine: Machine) -> None:
+    ollama(machine, environment="OLLAMA_MODELS=/models\0")
+    machine.listen("tcp", socket_line(11434, 777), socket_line(11435, 778))
+    machine.run(43, sockets=(778,), environment="OLLAMA_MODELS=/elsewhere\0")
+    shared = machine.root / "shared"
+    shared.mkdir()
+    for pid, name in ((42, "models"), (43, "elsewhere")):
+        root = machine.root / str(pid) / "root"
+        root.mkdir()
+        (root / name).symlink_to(shared)
+
+    first, second = find_local_ollama(11434, proc=machine.root), find_local_ollama(11435, proc=machine.proc)
+
+    assert first is not None
+    assert second is not None
+    assert first.models_id == second.models_id
 
 
 @pytest.mark.parametrize("flag", ["-np", "--parallel"])
