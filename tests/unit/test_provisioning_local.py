@@ -100,7 +100,7 @@ def test_one_directory_is_one_store_whatever_it_is_called_inside_a_container(mac
         root.mkdir()
         (root / name).symlink_to(shared)
 
-    first, second = find_local_ollama(11434, proc=machine.root), find_local_ollama(11435, proc=machine.proc)
+    first, second = find_local_ollama(11434, proc=machine.root), find_local_ollama(11435, proc=machine.root)
 
     assert first is not None
     assert second is not None
