@@ -41,6 +41,7 @@ async def relay(
 ) -> Relayed:
     """Relay one answer. After the first byte a failure is told in the caller's dialect, and the
     answer ends abnormally; this never raises for what the instance does."""
+    exchange.when_overflowed(sink.abort)
     headers = downstream_headers(head.headers) + own_headers
     await sink.start(head.status, headers, content_length=head.content_length)
     count = 0
@@ -55,18 +56,27 @@ async def relay(
         sink.abort()
         return Relayed("slow_reader", count, first_byte_at)
     except InstanceError as error:
-        await _break_off(sink, operation, head, str(error), request_id)
+        await _break_off(sink, operation, exchange, str(error), request_id)
         return Relayed("truncated", count, first_byte_at)
     ending = judge(operation, exchange.tail) if head.status < 300 and head.streams else Ending.WHOLE
     if ending is Ending.UNFINISHED:
-        await _break_off(sink, operation, head, _UNFINISHED, request_id)
+        await _break_off(sink, operation, exchange, _UNFINISHED, request_id)
         return Relayed("unfinished", count, first_byte_at)
     await sink.finish()
     return Relayed("ok" if ending is Ending.WHOLE else "error_record", count, first_byte_at)
 
 
 async def _break_off(
-    sink: Sink, operation: Operation, head: ResponseHead, message: str, request_id: str
+    sink: Sink, operation: Operation, exchange: Exchange, message: str, request_id: str
 ) -> None:
-    wire = operation.wire if head.streams else Wire.JSON
-    await sink.break_off(error_record(operation.dialect, wire, message, request_id))
+    wire = operation.wire if exchange.streams else Wire.JSON
+    record = error_record(operation.dialect, wire, message, request_id)
+    await sink.break_off(record and _separator(wire, exchange.tail.data) + record)
+
+
+def _separator(wire: Wire, sent: bytes) -> bytes:
+    """What ends the record that the instance left in its middle, so that the error is one of its own."""
+    end = b"\n\n" if wire is Wire.SSE else b"\n"
+    if not sent or sent.endswith(end):
+        return b""
+    return b"\n" if sent.endswith(b"\n") else end

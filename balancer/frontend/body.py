@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from aiohttp.web_exceptions import HTTPException
 
 from balancer.admission.body_budget import HeldBody
@@ -41,7 +41,10 @@ class RequestBody:
     async def pieces(self) -> AsyncIterator[bytes]:
         """The body in the pieces in which it comes in."""
         request = self._request
-        if request.headers.get("Expect", "").casefold() == "100-continue":
+        if (
+            request.headers.get("Expect", "").casefold() == "100-continue"
+            and request.version >= HttpVersion11
+        ):
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             request.writer.output_size = 0
         while not request.content.at_eof():

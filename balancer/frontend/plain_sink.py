@@ -7,7 +7,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from balancer.errors import ClientLeft
-from balancer.protocol.headers import Headers
+from balancer.protocol.headers import Headers, header
 
 
 class _Response(web.StreamResponse):
@@ -37,6 +37,8 @@ class PlainSink:
         self.response = _Response(status=status, headers=CIMultiDict(headers))
         if content_length is not None:
             self.response.content_length = content_length
+        if (header(headers, "connection") or "").casefold() == "close":
+            self.response.force_close()  # by the header alone aiohttp would say so and not do so
         await self._sent(self.response.prepare(self._request))
 
     async def write(self, chunk: bytes) -> None:
@@ -54,7 +56,8 @@ class PlainSink:
         if transport is not None:
             # Closed, not aborted, so that what was written still arrives; the body's end does not.
             transport.close()
-            asyncio.get_running_loop().call_later(self._stall_seconds, transport.abort)
+            if transport.get_write_buffer_size():
+                asyncio.get_running_loop().call_later(self._stall_seconds, transport.abort)
 
     def abort(self) -> None:
         if self._request.transport is not None:

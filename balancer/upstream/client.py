@@ -4,15 +4,15 @@ Request heads are written here from parts that were checked before; nothing of a
 line goes out.
 """
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from dataclasses import dataclass
 
 from balancer.core.ticket import InstanceId
 from balancer.errors import BalancerError, ConnectionLost, InstanceDown
 from balancer.protocol.headers import Headers
-from balancer.upstream.connection import Connection
+from balancer.upstream.connection import HEAD_CODING, Connection
 from balancer.upstream.exchange import Exchange
 from balancer.upstream.pool import Pool
 
@@ -70,8 +70,11 @@ class UpstreamClient:
         pool = self.pool(instance, url)
         kept = pool.take_idle() if request.replayable else None
         if kept is not None:
-            with suppress(ConnectionLost):
+            try:
                 return await self._try(instance, pool, kept, request)
+            except ConnectionLost:
+                if kept.heard:
+                    raise
         return await self._try(instance, pool, await pool.connect(), request)
 
     def abandon(self, instance: InstanceId, reason: str) -> None:
@@ -103,15 +106,29 @@ class UpstreamClient:
 
 async def _send(connection: Connection, exchange: Exchange, authority: str, request: UpstreamRequest) -> None:
     if isinstance(request.body, bytes):
-        await connection.send(_head(authority, request, len(request.body)) + request.body)
-    else:
-        await connection.send(_head(authority, request, request.length))
-        async for piece in request.body:
-            if exchange.answered or connection.closed:
-                return  # an early answer: the rest of the body is not wanted
-            await connection.send(piece if request.length is not None else _chunk(piece))
-        if request.length is None:
-            await connection.send(b"0\r\n\r\n")
+        # Not waited for: an instance may answer before it has read everything, or without.
+        connection.write(_head(authority, request, len(request.body)) + request.body)
+        connection.request_sent()
+        return
+    await connection.send(_head(authority, request, request.length))
+    try:
+        async with asyncio.timeout(None) as upload:
+            exchange.when_answered(lambda: upload.reschedule(0.0))
+            await _upload(connection, request.body, chunked=request.length is None)
+    except TimeoutError:
+        if not upload.expired():
+            raise
+    finally:
+        exchange.when_answered(None)
+
+
+async def _upload(connection: Connection, body: AsyncIterator[bytes], *, chunked: bool) -> None:
+    """All of it. Cut off once the answer is in or lost: the rest is not wanted then, and whoever
+    gives the pieces may have stopped."""
+    async for piece in body:
+        await connection.send(_chunk(piece) if chunked else piece)
+    if chunked:
+        await connection.send(b"0\r\n\r\n")
     connection.request_sent()
 
 
@@ -131,4 +148,4 @@ def _head(authority: str, request: UpstreamRequest, length: int | None) -> bytes
         lines.append("Transfer-Encoding: chunked")
     elif length or request.method not in {"GET", "HEAD"}:
         lines.append(f"Content-Length: {length}")
-    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+    return ("\r\n".join(lines) + "\r\n\r\n").encode(*HEAD_CODING)

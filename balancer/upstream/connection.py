@@ -16,6 +16,8 @@ import httptools
 from balancer.errors import BadResponse, ConnectionLost
 from balancer.upstream.exchange import Exchange, ResponseHead
 
+HEAD_CODING = ("utf-8", "surrogateescape")
+"""How the listener gives header bytes as text; the same here, so that they pass unchanged."""
 _HEAD_LIMIT_BYTES = 65536
 _INTERIM_LIMIT = 16
 
@@ -60,17 +62,29 @@ class Connection(asyncio.Protocol):
         self._head_bytes = 0
         self._interim = 0
         self._sent = False
+        self._reusable = False
         self._reset_head()
         self._phase = _Phase.HEAD
         self.exchanges += 1
-        return self._exchange
+        exchange = self._exchange
+        if self.closed:
+            self._fail()
+        return exchange
+
+    @property
+    def heard(self) -> bool:
+        """Whether a byte has come back in the exchange begun last."""
+        return self._head_bytes > 0
+
+    def write(self, data: bytes) -> None:
+        """Send a part of the request, all of it held until the socket takes it. Sends nothing,
+        without an error, once the connection is closed: the exchange tells why."""
+        if self._transport is not None and not self.closed:
+            self._transport.write(data)
 
     async def send(self, data: bytes) -> None:
-        """Send a part of the request, waiting while the socket is full. Sends nothing, without
-        an error, once the connection is closed: the exchange tells why."""
-        if self._transport is None or self.closed:
-            return
-        self._transport.write(data)
+        """As `write`, waiting while the socket is full."""
+        self.write(data)
         if self._drained is not None:
             await self._drained
 
@@ -103,6 +117,11 @@ class Connection(asyncio.Protocol):
             self._refuse(f"it broke HTTP's framing ({type(error).__name__})")
         if self._phase is _Phase.HEAD and self._head_bytes > _HEAD_LIMIT_BYTES:
             self._refuse(f"its head is larger than {_HEAD_LIMIT_BYTES} bytes")
+        # Not before the parser has eaten the read: surplus bytes in it must still be seen. Not
+        # later either: whoever waited for the end may send the next request at once.
+        if self._reusable and not self.closed:
+            self._reusable = False
+            self._on_idle(self)
 
     def eof_received(self) -> bool:
         if self._phase is _Phase.BODY and self._framing.until_close:
@@ -127,14 +146,16 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._phase is _Phase.HEAD:
-            self._headers.append((name.decode("latin-1"), value.decode("latin-1")))
+            self._headers.append((name.decode(*HEAD_CODING), value.decode(*HEAD_CODING)))
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
-        if status < 200:
-            return
         if self._phase is not _Phase.HEAD:
             self._surplus()
+            return
+        if status == 101:
+            self._refuse("it switched protocols")
+        if status < 200:
             return
         framing = self._read_framing(status)
         if isinstance(framing, str):
@@ -146,7 +167,7 @@ class Connection(asyncio.Protocol):
         self._exchange.receive_head(
             ResponseHead(
                 status=status,
-                reason=self._reason.decode("latin-1"),
+                reason=self._reason.decode(*HEAD_CODING),
                 headers=tuple(self._headers),
                 content_length=framing.content_length,
                 chunked=framing.chunked,
@@ -158,6 +179,8 @@ class Connection(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         if self._phase is _Phase.BODY and self._exchange is not None:
             self._exchange.receive(body)
+        elif self._phase is _Phase.IDLE:
+            self._surplus()  # a body in the answer to a HEAD
 
     def on_chunk_complete(self) -> None:
         if self._phase is _Phase.BODY and self._exchange is not None:
@@ -200,18 +223,15 @@ class Connection(asyncio.Protocol):
     def _complete(self, *, reusable: bool) -> None:
         exchange, self._exchange = self._exchange, None
         self._phase = _Phase.IDLE
-        if reusable and self._sent and not self.closed:
-            # After the parser has eaten the read: surplus bytes in it must still be seen. Before
-            # those who wait for the end go on: the next request is to find this connection.
-            asyncio.get_running_loop().call_soon(self._offer)
-        else:
-            self.close()
         if exchange is not None:
             exchange.finish()
+        self._reusable = reusable and self._sent and not self.closed and self._all_taken()
+        if not self._reusable:
+            self.close()
 
-    def _offer(self) -> None:
-        if self._phase is _Phase.IDLE and not self.closed:
-            self._on_idle(self)
+    def _all_taken(self) -> bool:
+        """Whether the socket has taken the whole request; an early answer may come before."""
+        return self._transport is not None and not self._transport.get_write_buffer_size()
 
     def _surplus(self) -> None:
         self.close()
@@ -225,10 +245,13 @@ class Connection(asyncio.Protocol):
         if self.closed:
             return
         self.closed = True
-        self._phase = _Phase.IDLE
         self.resume_writing()
+        self._fail()
+        self._on_lost(self)
+
+    def _fail(self) -> None:
+        self._phase = _Phase.IDLE
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             told = "before its answer" if not exchange.answered else "before its answer was whole"
             exchange.fail(ConnectionLost(f"the instance closed the connection {told}"))
-        self._on_lost(self)

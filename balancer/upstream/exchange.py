@@ -52,6 +52,7 @@ class Exchange:
         self._ended = False
         self._error: BalancerError | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._on_answer: Callable[[], None] | None = None
         self._on_end: Callable[[BalancerError | None], None] | None = None
         self._on_overflow: Callable[[], None] | None = None
         self.tail = Tail()
@@ -104,6 +105,13 @@ class Exchange:
         """Whether the answer is a stream of records."""
         return self._head is not None and self._head.streams
 
+    def when_answered(self, call: Callable[[], None] | None) -> None:
+        """Call once when the head is in, or when there will be none; at once where that is so
+        already. None takes a call back that was not made yet."""
+        self._on_answer = call
+        if self._head is not None or self._error is not None:
+            self._tell_answered()
+
     def when_overflowed(self, call: Callable[[], None]) -> None:
         """Call when more was left untaken than may be: whoever writes to the client may be stuck in
         that write, and must be freed."""
@@ -128,6 +136,7 @@ class Exchange:
     def receive_head(self, head: ResponseHead) -> None:
         """From the connection: the head is in."""
         self._head = head
+        self._tell_answered()
         self._wake()
 
     def receive(self, data: bytes) -> None:
@@ -151,6 +160,7 @@ class Exchange:
         self._held_bytes += len(chunk)
         if self._held_bytes > self._buffer_bytes:
             self._chunks.clear()
+            self._held_bytes = 0
             self.cancel(SlowReader("the client does not read its answer"))
             if self._on_overflow is not None:
                 self._on_overflow()
@@ -172,7 +182,13 @@ class Exchange:
             self._error = error
             self._end()
 
+    def _tell_answered(self) -> None:
+        call, self._on_answer = self._on_answer, None
+        if call is not None:
+            call()
+
     def _end(self) -> None:
+        self._tell_answered()
         call, self._on_end = self._on_end, None
         if call is not None:
             call(self._error)

@@ -63,7 +63,8 @@ class Pool:
             raise ConnectFailed("the instance refused the connection", refused=True) from error
         except OSError as error:
             raise ConnectFailed(f"the instance cannot be reached ({type(error).__name__})") from error
-        self._open.add(connection)
+        if not connection.closed:
+            self._open.add(connection)
         return connection
 
     def close(self) -> None:
