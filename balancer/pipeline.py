@@ -191,7 +191,7 @@ class Pipeline:
             request_id=record.request_id,
         )
         relayed = await self._stores.serve(store_request, sink)
-        record.status, record.outcome = 200, relayed.kind
+        record.status, record.outcome = relayed.status, relayed.kind
         record.answer_bytes = relayed.answer_bytes
 
     async def _place(
@@ -227,7 +227,6 @@ class Pipeline:
         own_headers = _own_headers(record)
         if head.status in {429, 503} and header(head.headers, "retry-after") is None:
             own_headers += _retry_after(self._attempts.retry_after_seconds())
-        exchange.when_overflowed(sink.abort)
         relayed = await relay(
             exchange,
             head,
@@ -239,7 +238,7 @@ class Pipeline:
         )
         record.first_byte_at = relayed.first_byte_at
         record.answer_bytes = relayed.answer_bytes
-        record.outcome = "rejected" if head.status >= 400 else relayed.kind
+        record.outcome = relayed.kind
         if head.status < 300:
             record.counters = read_counters(operation, exchange.tail)
 

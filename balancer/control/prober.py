@@ -15,14 +15,16 @@ from balancer.core.ticket import InstanceId
 from balancer.errors import ConnectFailed, ConnectionLost, InstanceError
 from balancer.fleet.fleet import Fleet
 from balancer.fleet.health import HealthState
-from balancer.fleet.instance import Instance, Row
+from balancer.fleet.instance import Instance, Inventory, Row
 from balancer.provisioning.local import LocalOllama
 from balancer.telemetry.logs import Logger
 from balancer.upstream.control_client import ControlClient
 
 _DOWN_SECONDS = 1.0
 _LOOK_SECONDS = 0.25
-"""At least so long between two probes of one instance, however many ask for one."""
+"""At least so long between two probes of one instance that were asked for, however many ask."""
+_CHANGED_SECONDS = 1.0
+"""Lists that are asked for after a change are to tell of it, so they may take so long once."""
 _BLOB = re.compile(r"^FROM .*sha256-([0-9a-f]{64})", re.MULTILINE)
 
 
@@ -66,6 +68,7 @@ class Prober:
         self._blobs: dict[str, str] = {}
         self._probed_at: dict[InstanceId, float] = {}
         self._changed_at = float("-inf")
+        self._looked_at: dict[InstanceId, float] = {}
         self._warned: set[InstanceId] = set()
         self._group: asyncio.TaskGroup | None = None
 
@@ -100,8 +103,11 @@ class Prober:
 
     async def refresh(self, older_than_seconds: float, wait_seconds: float) -> None:
         """Read anew the lists of usable instances that are older than so many seconds, and wait for
-        at most so many; what comes later is taken over when it comes."""
+        at most so many, or a little longer where models were changed through us since; what comes
+        later is taken over when it comes."""
         stale = [each for each in self._fleet.usable() if self._age(each) >= older_than_seconds]
+        if any(each.inventory and each.inventory.read_at <= self._changed_at for each in stale):
+            wait_seconds = max(wait_seconds, _CHANGED_SECONDS)
         now = self._clock.monotonic()
         for instance in stale:
             self._renew(instance, now)
@@ -119,10 +125,10 @@ class Prober:
         self._changed_at = self._clock.monotonic()
 
     def look(self, instance: InstanceId) -> None:
-        """Probe now, unless that was done just before: a request there has been silent, or has loaded
-        a model."""
-        last = self._probed_at.get(instance, float("-inf"))
-        if instance in self._nudges and self._clock.monotonic() - last >= _LOOK_SECONDS:
+        """Probe now, or soon where that was done just before: a request there has been silent, or has
+        loaded a model. No list that was read there before is fresh any more."""
+        if instance in self._nudges:
+            self._looked_at[instance] = self._clock.monotonic()
             self._nudges[instance].set()
 
     async def _watch(self, instance: Instance) -> None:
@@ -140,13 +146,20 @@ class Prober:
                     await nudge.wait()
             except TimeoutError:
                 continue
-            self._start_reading(instance)
+            since_probe = self._clock.monotonic() - self._probed_at[instance.id]
+            await asyncio.sleep(max(0.0, _LOOK_SECONDS - since_probe))
+            self._renew(instance, self._clock.monotonic())
 
     def _age(self, instance: Instance) -> float:
         """How old its lists are, from when their reading began; infinite where a change came since."""
-        if instance.inventory is None or instance.inventory.read_at <= self._changed_at:
+        if instance.inventory is None or not self._current(instance.inventory, instance):
             return float("inf")
         return self._clock.monotonic() - instance.inventory.read_at
+
+    def _current(self, inventory: Inventory, instance: Instance) -> bool:
+        """Whether nothing is known to have changed since the lists were read."""
+        looked_at = self._looked_at.get(instance.id, float("-inf"))
+        return inventory.read_at > max(self._changed_at, looked_at)
 
     def _renew(self, instance: Instance, now: float) -> None:
         """Begin to renew its lists unless that is under way."""
@@ -161,7 +174,7 @@ class Prober:
             reading = self._start_reading(instance)
             if reading is not None:
                 await asyncio.wait((reading,))
-            if instance.inventory is None or instance.inventory.read_at > self._changed_at:
+            if instance.inventory is None or self._current(instance.inventory, instance):
                 return
 
     def _start_reading(self, instance: Instance) -> asyncio.Task[None] | None:
@@ -182,7 +195,7 @@ class Prober:
         slots: Mapping[str, int] = {}
         local = await asyncio.to_thread(self._find_local, instance)
         if local is not None:
-            instance.learned_store = f"directory:{local.models_dir}"
+            instance.learned_store = f"directory:{local.models_id}"
             slots = await self._learn_slots(instance, runners or (), local)
         if incarnation == instance.incarnation:
             self._fleet.inventory_read(instance, models=models, runners=runners, slots=slots, at=began_at)

@@ -21,10 +21,12 @@ _UNFINISHED = "the instance ended the answer before it was complete"
 
 @dataclass(frozen=True, slots=True)
 class Relayed:
-    """How a relay ended: `kind` is ok, error_record, unfinished, truncated or slow_reader.
+    """How a relay ended: `kind` is ok, rejected (a status of 400 or more), error_record, unfinished,
+    truncated or slow_reader; `status` is what the client was told.
     `first_byte_at` (monotonic seconds) is when the first of the body was handed to the sink."""
 
     kind: str
+    status: int
     answer_bytes: int
     first_byte_at: float | None = None
 
@@ -54,16 +56,17 @@ async def relay(
             await sink.write(chunk)
     except SlowReader:
         sink.abort()
-        return Relayed("slow_reader", count, first_byte_at)
+        return Relayed("slow_reader", head.status, count, first_byte_at)
     except InstanceError as error:
         await _break_off(sink, operation, exchange, str(error), request_id)
-        return Relayed("truncated", count, first_byte_at)
+        return Relayed("truncated", head.status, count, first_byte_at)
     ending = judge(operation, exchange.tail) if head.status < 300 and head.streams else Ending.WHOLE
     if ending is Ending.UNFINISHED:
         await _break_off(sink, operation, exchange, _UNFINISHED, request_id)
-        return Relayed("unfinished", count, first_byte_at)
+        return Relayed("unfinished", head.status, count, first_byte_at)
     await sink.finish()
-    return Relayed("ok" if ending is Ending.WHOLE else "error_record", count, first_byte_at)
+    kind = "rejected" if head.status >= 400 else "ok" if ending is Ending.WHOLE else "error_record"
+    return Relayed(kind, head.status, count, first_byte_at)
 
 
 async def _break_off(

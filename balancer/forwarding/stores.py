@@ -6,7 +6,8 @@ single store the answer passes byte for byte.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import msgspec
@@ -123,9 +124,11 @@ class Stores:
         await self.tell_residents(operation.variant.model, request)
 
     async def tell_residents(self, model: ModelName, request: UpstreamRequest) -> None:
-        """Send a small request to every instance where a model is resident, whatever it answers."""
+        """Send a small request to every instance where a model is resident now, whatever it answers."""
+        await self._refresh(0.0, _REFRESH_SECONDS)
         resident = [each for each in self._fleet.usable() if each.resident(model)]
         await asyncio.gather(*(self._quietly(each, request) for each in resident))
+        self._changed()
 
     async def _quietly(self, instance: Instance, request: UpstreamRequest) -> None:
         answer = await self._ask(instance, request, timeout_seconds=_UNLOAD_SECONDS)
@@ -175,7 +178,7 @@ class Stores:
             finally:
                 tee.close(index)
 
-        async with asyncio.TaskGroup() as group:
+        async with _tasks() as group:
             uploads = [group.create_task(upload(*item)) for item in enumerate(instances)]
             group.create_task(tee.run())
         return [each.result() for each in uploads]
@@ -191,6 +194,16 @@ class Stores:
             return _Answer(instance, error=str(error))
         except TimeoutError:
             return _Answer(instance, error=f"no answer in {timeout_seconds:g} s")
+
+
+@asynccontextmanager
+async def _tasks() -> AsyncIterator[asyncio.TaskGroup]:
+    """A group of tasks whose first failure comes out by itself: what is told of it goes by its class."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            yield group
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from failures
 
 
 def _upstream(request: StoreRequest, body: object, length: int | None) -> UpstreamRequest:
@@ -223,10 +236,10 @@ async def _merge_answers(answers: Sequence[_Answer], request: StoreRequest, sink
         message = describe_failures(failures, len(answers))
         told = error_body(request.operation.dialect, status, message, request.request_id)
         await send_whole(sink, status, _JSON + request.own_headers, told, method=request.method)
-        return Relayed("failed", len(told))
+        return Relayed("failed", status, len(told))
     content_type = tuple((name, value) for name, value in best.headers if name.casefold() == "content-type")
     await send_whole(sink, best.status, content_type + request.own_headers, success, method=request.method)
-    return Relayed("ok", len(success))
+    return Relayed("ok", best.status, len(success))
 
 
 async def _merge_streams(answers: Sequence[_Answer], request: StoreRequest, sink: Sink) -> Relayed:
@@ -234,7 +247,7 @@ async def _merge_streams(answers: Sequence[_Answer], request: StoreRequest, sink
     lines: asyncio.Queue[bytes | None] = asyncio.Queue()
     await sink.start(200, _NDJSON + request.own_headers, content_length=None)
     count = 0
-    async with asyncio.TaskGroup() as group:
+    async with _tasks() as group:
         pumps = [group.create_task(_pump(index, each, merge, lines)) for index, each in enumerate(answers)]
         open_pumps = len(pumps)
         while open_pumps:
@@ -247,7 +260,7 @@ async def _merge_streams(answers: Sequence[_Answer], request: StoreRequest, sink
     whole = merge.last()
     await sink.write(msgspec.json.encode(whole) + b"\n")
     await sink.finish()
-    return Relayed("ok" if merge.whole else "error_record", count)
+    return Relayed("ok" if merge.whole else "error_record", 200, count)
 
 
 async def _pump(

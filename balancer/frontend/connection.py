@@ -16,6 +16,8 @@ from balancer.core.operation import Dialect
 from balancer.protocol.errors import error_body
 from balancer.settings import LimitsSettings
 
+_LINGER_SECONDS = 2.0
+"""So long the rest of a refused body is read and thrown away, that the client may see why."""
 _FILES_SHARE = 0.8
 """Of the open files that the process may have, so many may be client connections."""
 
@@ -62,6 +64,7 @@ class Connection(RequestHandler):
             max_field_size=limits.header_bytes,
             max_headers=limits.header_count,
             auto_decompress=False,
+            lingering_time=_LINGER_SECONDS,
             access_log=None,  # type: ignore[arg-type]
             logger=_QUIET,
         )

@@ -34,7 +34,13 @@ _NOT_UPSTREAM = HOP_BY_HOP | {
     "api-key",
     "x-request-id",
 }
-_NOT_DOWNSTREAM = HOP_BY_HOP | {"content-length"}
+_NOT_DOWNSTREAM = HOP_BY_HOP | {
+    "content-length",
+    "x-request-id",
+    "access-control-allow-origin",
+    "access-control-allow-credentials",
+    "access-control-expose-headers",
+}
 
 
 def upstream_headers(headers: Iterable[tuple[str, str]]) -> Headers:
@@ -43,7 +49,8 @@ def upstream_headers(headers: Iterable[tuple[str, str]]) -> Headers:
 
 
 def downstream_headers(headers: Iterable[tuple[str, str]]) -> Headers:
-    """What of an instance's headers goes to the client; framing headers are the sink's to add."""
+    """What of an instance's headers goes to the client; framing headers are the sink's to add, the
+    request's id and who may read the answer are ours to say."""
     return _passing(headers, _NOT_DOWNSTREAM)
 
 

@@ -208,7 +208,7 @@ class LimitsSettings(Group):
     )
     stream_buffer_bytes: Size = Field(
         default=4 * MIB,
-        ge=64 * KIB,
+        ge=MIB,
         le=GIB,
         description="What is kept of an answer for a slow reader, in bytes; one further behind is cut off.",
     )
