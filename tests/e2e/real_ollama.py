@@ -1,0 +1,184 @@
+"""Real `ollama serve` processes on free ports of this machine, with tiny models in stores of their own.
+
+The binary is named by OLLAMA_BINARY, the folder of the models' GGUF files by OLLAMA_TEST_GGUF. `say`,
+`tool` and `think` always answer the same, `t` and `m` say random words for ever, `e` embeds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import ollama
+import pytest
+from client_talks import Cast
+from harness import NAMES, BalancerProcess, Child, balancer_process, child, wait_for
+
+BINARY = os.environ.get("OLLAMA_BINARY", "")
+GGUF = Path(os.environ.get("OLLAMA_TEST_GGUF", "") or "nowhere")
+CAST = Cast(chat="say", tools="tool", thinker="think", embedder="e")
+RANDOM = Cast(chat="t", tools="tool", thinker="think", embedder="e")
+MODELS = ("t", "m", "e", "tool", "think", "say")
+
+needs_ollama = [
+    pytest.mark.ollama,
+    pytest.mark.skipif(
+        not os.access(BINARY, os.X_OK) or not Path(BINARY).is_file(),
+        reason="OLLAMA_BINARY names no executable",
+    ),
+    pytest.mark.skipif(not GGUF.is_dir(), reason="OLLAMA_TEST_GGUF names no folder"),
+]
+
+_CALLS = (
+    '{{ if .ToolCalls }}{{ range .ToolCalls }}{"name": "{{ .Function.Name }}", '
+    '"parameters": {{ .Function.Arguments }}}{{ end }}{{ end }}'
+)
+_TURNS = (
+    "{{- if .Tools }}tools: {{ .Tools }}\n{{ end }}{{- range .Messages }}{{ .Role }}: {{ .Content }}"
+    + _CALLS
+    + "\n{{ end }}assistant:"
+)
+_THOUGHTS = _TURNS.replace(
+    "{{ .Content }}", "{{ if .Thinking }}<think>{{ .Thinking }}</think>{{ end }}{{ .Content }}"
+)
+TEMPLATE = "{{- if .Suffix }}<PRE>{{ .Prompt }}<SUF>{{ .Suffix }}<MID>{{- else }}" + _TURNS + "{{- end }}"
+
+
+@dataclass(frozen=True, slots=True)
+class RealOllama:
+    """One server process; `models` is its store."""
+
+    child: Child
+    url: str
+    models: Path
+
+    def served(self, path: str) -> int:
+        """How many requests for a path have ended there, as its own log tells."""
+        lines = self.child.out.read_text(errors="replace").splitlines()
+        return sum("[GIN]" in line and f'"{path}"' in line for line in lines)
+
+    def listed(self) -> set[str]:
+        """The models that it lists."""
+        return {str(each.model) for each in self._call("list").models}
+
+    def resident(self) -> set[str]:
+        """The models that are loaded there."""
+        return {str(each.model) for each in self._call("ps").models}
+
+    def _call(self, method: str) -> Any:
+        with ollama.Client(host=self.url) as client:
+            return getattr(client, method)()
+
+
+@contextlib.contextmanager
+def serving(name: str, models: Path, folder: Path, **environment: str) -> Iterator[RealOllama]:
+    """`ollama serve` for the length of a `with` block, once it answers."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    settings = {
+        "OLLAMA_HOST": url,
+        "OLLAMA_MODELS": str(models),
+        "OLLAMA_NO_CLOUD": "1",
+        "OLLAMA_CONTEXT_LENGTH": "2048",
+        "OLLAMA_NUM_PARALLEL": "1",
+        "HOME": str(folder / name),
+    }
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    with child(name, (BINARY, "serve"), folder, **{**settings, **environment}) as process:
+        wait_for(lambda: _answers(url), about=f"{name} on {url}")
+        yield RealOllama(process, url, models)
+
+
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """Real servers, and the balancer in front of them."""
+
+    servers: tuple[RealOllama, ...]
+    balancer: BalancerProcess
+
+    @property
+    def url(self) -> str:
+        return self.balancer.url
+
+    def served(self, path: str) -> list[int]:
+        """How many requests for a path have ended at each server."""
+        return [each.served(path) for each in self.servers]
+
+    def runners(self) -> list[dict[str, Any]]:
+        """The runners that the balancer knows of."""
+        told = httpx.get(f"{self.balancer.admin}/admin/v1/instances", trust_env=False).json()
+        return [runner for each in told["instances"] for runner in each["runners"]]
+
+
+@contextlib.contextmanager
+def behind(stores: Sequence[Path], folder: Path, **environment: str) -> Iterator[Behind]:
+    """A server for each of these stores, and a balancer."""
+    with contextlib.ExitStack() as stack:
+        servers = tuple(
+            stack.enter_context(serving(name, models, folder, **environment))
+            for name, models in zip(NAMES, stores, strict=False)
+        )
+        urls = (each.url for each in servers)
+        yield Behind(servers, stack.enter_context(balancer_process(folder, "serve", *urls)))
+
+
+def fill(url: str, *names: str) -> None:
+    """Create models there from their GGUF files."""
+    with ollama.Client(host=url) as client:
+        for name in names:
+            client.create(name, **model_fields(name, client.create_blob(GGUF / f"{name}.gguf")))
+
+
+def model_fields(name: str, digest: str) -> dict[str, Any]:
+    """How a model is created from a blob; one thread, so that several fit on a small machine."""
+    template = {"e": None, "think": _THOUGHTS}.get(name, TEMPLATE)
+    return {"files": {f"{name}.gguf": digest}, "template": template, "parameters": {"num_thread": 1}}
+
+
+def copy_store(store: Path, folder: Path) -> Path:
+    """A store of its own with the same models: blobs are linked, manifests written anew."""
+    shutil.copytree(store, folder, copy_function=_link_or_copy)
+    return folder
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    if "blobs" in Path(source).parts:
+        os.link(source, target)
+    else:
+        shutil.copyfile(source, target)
+
+
+def cli(url: str, home: Path, *arguments: str, given: str | None = None) -> str:
+    """What the `ollama` command prints when it is pointed at an address."""
+    done = subprocess.run(
+        (BINARY, *arguments),
+        input=given,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=30,
+        check=False,
+        env={**_bare_environment(), "OLLAMA_HOST": url, "HOME": str(home)},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def _bare_environment() -> Mapping[str, str]:
+    return {name: os.environ[name] for name in ("PATH", "LANG") if name in os.environ}
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/api/version", trust_env=False, timeout=1).status_code == 200
+    except httpx.TransportError:
+        return False
