@@ -3,7 +3,7 @@
 import asyncio
 import socket
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from random import Random
 from urllib.parse import urlsplit
@@ -39,6 +39,7 @@ from balancer.upstream.control_client import ControlClient
 
 _UPSTREAM_IDLE_SECONDS = 60.0
 _STOP_GRACE_SECONDS = 5.0
+_FIRST_PROBES_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +128,18 @@ class Balancer:
                     group.create_task(self.prober.run()),
                     group.create_task(LagWatch(metrics=self.metrics, clock=self.clock).run()),
                 ]
+                await self._first_probes()
                 opened(self._addresses())
                 await stop.wait()
                 await self.listener.close(grace_seconds=_STOP_GRACE_SECONDS)
                 for loop in loops:
                     loop.cancel()
+
+    async def _first_probes(self) -> None:
+        """Give the instances a moment, that the first request is not told that there are none."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_FIRST_PROBES_SECONDS):
+                await self.prober.probed.wait()
 
     def _went_down(self, instance: Instance) -> None:
         """Requests that wait there for a first byte can go elsewhere."""

@@ -7,7 +7,7 @@ inventories and learned slots.
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 
 from balancer.clock import Clock
@@ -70,7 +70,11 @@ class Prober:
         self._changed_at = float("-inf")
         self._looked_at: dict[InstanceId, float] = {}
         self._warned: set[InstanceId] = set()
+        self._seen_locally: set[InstanceId] = set()
         self._group: asyncio.TaskGroup | None = None
+        self._unprobed = {each.id for each in fleet.instances()}
+        self.probed = asyncio.Event()
+        """Set once every instance was probed, whatever came of it."""
 
     async def run(self) -> None:
         """Probe until cancelled."""
@@ -87,15 +91,13 @@ class Prober:
                 instance.spec.url, "/api/version", timeout_seconds=self._times.timeout_seconds
             )
         except InstanceError as error:
-            refused = isinstance(error, ConnectionLost) or (
-                isinstance(error, ConnectFailed) and error.refused
-            )
-            self._fleet.failed(instance, str(error), refused=refused, incarnation=incarnation)
+            self._fleet.failed(instance, str(error), refused=_refused(error), incarnation=incarnation)
             return
         if not instance.usable:
             # Its lists first: a request must not be sent there for a model that it does not have.
             await self._read_lists(instance)
-        if self._fleet.probe_succeeded(instance, version=str(answer.get("version", "unknown"))):
+        version = str(answer.get("version", "unknown"))
+        if self._fleet.probe_succeeded(instance, version=version, incarnation=incarnation):
             self._log.info("instance_up", instance=instance.id, version=instance.version)
             self._warn_of_slots(instance)
         elif self._age(instance) >= self._times.interval_seconds / 2:
@@ -136,7 +138,8 @@ class Prober:
         while True:
             nudge.clear()
             self._probed_at[instance.id] = self._clock.monotonic()
-            await self.run_once(instance)
+            await self._guarded(instance, self.run_once(instance))
+            self._note_first_round(instance)
             settled = instance.health.state is HealthState.UP and not instance.suspect
             pause = (
                 self._times.interval_seconds if settled else min(_DOWN_SECONDS, self._times.interval_seconds)
@@ -149,6 +152,18 @@ class Prober:
             since_probe = self._clock.monotonic() - self._probed_at[instance.id]
             await asyncio.sleep(max(0.0, _LOOK_SECONDS - since_probe))
             self._renew(instance, self._clock.monotonic())
+
+    async def _guarded(self, instance: Instance, probing: Coroutine[object, object, None]) -> None:
+        """The boundary of the loops: a defect met with one instance must not end the balancer."""
+        try:
+            await probing
+        except Exception as error:  # noqa: BLE001 - see above; the task group would end everything
+            self._log.error("probe_failed", instance=instance.id, exc_info=error)
+
+    def _note_first_round(self, instance: Instance) -> None:
+        self._unprobed.discard(instance.id)
+        if not self._unprobed:
+            self.probed.set()
 
     def _age(self, instance: Instance) -> float:
         """How old its lists are, from when their reading began; infinite where a change came since."""
@@ -184,7 +199,9 @@ class Prober:
             return task
         if self._group is None:
             return None
-        self._reading[instance.id] = self._group.create_task(self._read_lists(instance))
+        self._reading[instance.id] = self._group.create_task(
+            self._guarded(instance, self._read_lists(instance))
+        )
         return self._reading[instance.id]
 
     async def _read_lists(self, instance: Instance) -> None:
@@ -195,6 +212,7 @@ class Prober:
         slots: Mapping[str, int] = {}
         local = await asyncio.to_thread(self._find_local, instance)
         if local is not None:
+            self._seen_locally.add(instance.id)
             instance.learned_store = f"directory:{local.models_id}"
             slots = await self._learn_slots(instance, runners or (), local)
         if incarnation == instance.incarnation:
@@ -244,8 +262,7 @@ class Prober:
     def _warn_of_slots(self, instance: Instance) -> None:
         spec = instance.spec
         known = spec.slots is not None or spec.max_concurrent_requests is not None
-        learnable = instance.learned_store is not None and instance.learned_store.startswith("directory:")
-        if not known and not learnable and instance.id not in self._warned:
+        if not known and instance.id not in self._seen_locally and instance.id not in self._warned:
             self._warned.add(instance.id)
             self._log.warning(
                 "slots_assumed", instance=instance.id, slots=1, advice="set slots to its OLLAMA_NUM_PARALLEL"

@@ -44,9 +44,11 @@ class Fleet:
         if on_down is not None:
             self._on_down.append(on_down)
 
-    def probe_succeeded(self, instance: Instance, *, version: str) -> bool:
+    def probe_succeeded(self, instance: Instance, *, version: str, incarnation: int) -> bool:
         """Note an answer to a liveness probe; True where the instance came up by it, which begins
-        a new incarnation."""
+        a new incarnation. One that belongs to an earlier incarnation changes nothing."""
+        if incarnation != instance.incarnation:
+            return False
         instance.version = version
         came_up = instance.health.succeeded()
         if came_up:

@@ -75,6 +75,8 @@ class Answers:
 
     async def _list(self, match: Match) -> Answer:
         await self._refresh(FRESH_SECONDS, WAIT_SECONDS)
+        if not self._fleet.usable():
+            raise NoInstance("no instance is usable now", retry_after_seconds=1.0)
         match match.route.path:
             case "/api/tags":
                 return _json(merge_tags(self._models()))

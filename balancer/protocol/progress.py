@@ -74,7 +74,10 @@ class ProgressMerge:
 
 
 def describe_failures(failures: Mapping[str, str], stores: int) -> str:
-    """Which of the instances failed and how, in one line."""
+    """Which of the instances failed and how, in one line; where all failed alike, how."""
+    texts = set(failures.values())
+    if len(failures) == stores and len(texts) == 1:
+        return texts.pop()
     told = "; ".join(f"{name}: {text}" for name, text in failures.items())
     return f"failed on {len(failures)} of {stores} model stores: {told}"
 

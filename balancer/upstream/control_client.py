@@ -46,6 +46,10 @@ class ControlClient:
             raise ConnectFailed(f"{what}: no connection ({error})", refused=True) from error
         except httpx.TimeoutException as error:
             raise ConnectFailed(f"{what}: no answer in {timeout_seconds:g} s") from error
+        except AttributeError as error:
+            # anyio asks a uvloop transport for its peer's name, and there is none once the other end
+            # has closed the connection that is being opened.
+            raise ConnectionLost(f"{what}: closed while it was being opened") from error
         except httpx.HTTPError as error:
             raise ConnectionLost(f"{what}: {type(error).__name__}") from error
         except ValueError as error:

@@ -278,7 +278,7 @@ async def test_a_change_of_the_fleet_lets_the_waiting_go() -> None:
     it = house(FakeClock(), a, b)
     waits = await ask(it, ticket("1"), ticket("2", arrival=2), ticket("3", arrival=3))
 
-    it.fleet.probe_succeeded(b, version="1")
+    it.fleet.probe_succeeded(b, version="1", incarnation=b.incarnation)
     await settle()
     assert granted(waits) == [True, True, False]
     it.fleet.inventory_read(b, models=None, runners=[{"name": "m", "digest": "d"}], slots={"d": 2}, at=1.0)
@@ -293,7 +293,7 @@ async def test_every_slot_that_becomes_free_at_once_is_lent_at_once() -> None:
     it = house(FakeClock(), a, b)
     waits = await ask(it, *(ticket(str(number), arrival=number) for number in range(6)))
 
-    it.fleet.probe_succeeded(b, version="1")
+    it.fleet.probe_succeeded(b, version="1", incarnation=b.incarnation)
     await settle()
 
     assert granted(waits) == [True] * 4 + [False] * 2

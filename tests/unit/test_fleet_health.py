@@ -106,8 +106,8 @@ def test_coming_up_begins_a_new_life_and_is_told() -> None:
     fleet = Fleet([a])
     events = told(fleet)
 
-    assert fleet.probe_succeeded(a, version="0.33.0") is True
-    assert fleet.probe_succeeded(a, version="0.33.1") is False
+    assert fleet.probe_succeeded(a, version="0.33.0", incarnation=a.incarnation) is True
+    assert fleet.probe_succeeded(a, version="0.33.1", incarnation=a.incarnation) is False
     assert (a.incarnation, a.version, events) == (1, "0.33.1", ["change a"])
 
 
@@ -117,7 +117,7 @@ def test_each_end_and_each_begin_is_another_life() -> None:
 
     lives = []
     for _ in range(3):
-        fleet.probe_succeeded(a, version="1")
+        fleet.probe_succeeded(a, version="1", incarnation=a.incarnation)
         lives.append(a.incarnation)
         fail(fleet, a)
         lives.append(a.incarnation)
@@ -131,7 +131,7 @@ def test_a_late_failure_of_an_earlier_life_changes_nothing(refused: bool) -> Non
     fleet = Fleet([a])
     life = a.incarnation
     fail(fleet, a)
-    fleet.probe_succeeded(a, version="1")
+    fleet.probe_succeeded(a, version="1", incarnation=a.incarnation)
     events = told(fleet)
     now = a.incarnation
 
@@ -188,3 +188,13 @@ def test_draining_is_told_and_leaves_health_and_leases_alone() -> None:
     fleet.drain(a, drained=True)
 
     assert (True, ["change a"], before) == (a.drained, events, (a.usable, a.incarnation))
+
+
+def test_an_answer_to_an_earlier_life_changes_nothing() -> None:
+    a = instance("a", thresholds=(1, 1))
+    fleet = Fleet([a])
+    asked_in = a.incarnation
+    fail(fleet, a)
+
+    assert fleet.probe_succeeded(a, version="1", incarnation=asked_in) is False
+    assert a.usable is False

@@ -198,7 +198,15 @@ def test_the_first_failure_of_a_store_is_the_one_told() -> None:
     merge.feed(0, {"error": "second"})
     merge.feed(0, {"status": "success"})
 
-    assert merge.last() == {"error": "failed on 1 of 1 model stores: a: first"}
+    assert merge.last() == {"error": "first"}
+
+
+def test_stores_that_fail_alike_are_told_as_one() -> None:
+    merge = ProgressMerge(("a", "b"))
+    merge.fail(0, "no such file")
+    merge.fail(1, "no such file")
+
+    assert merge.last() == {"error": "no such file"}
 
 
 @pytest.mark.parametrize(
