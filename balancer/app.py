@@ -39,6 +39,7 @@ from balancer.upstream.control_client import ControlClient
 
 _UPSTREAM_IDLE_SECONDS = 60.0
 _STOP_GRACE_SECONDS = 5.0
+_TELL_SECONDS = 1.0
 _FIRST_PROBES_SECONDS = 1.0
 
 
@@ -121,7 +122,7 @@ class Balancer:
             for listener in listeners:
                 stack.push_async_callback(listener.close)
                 await listener.open()
-            stack.push_async_callback(self.listener.close, grace_seconds=_STOP_GRACE_SECONDS)
+            stack.push_async_callback(self.listener.close)
             await self.listener.open()
             async with asyncio.TaskGroup() as group:
                 loops = [
@@ -131,9 +132,25 @@ class Balancer:
                 await self._first_probes()
                 opened(self._addresses())
                 await stop.wait()
-                await self.listener.close(grace_seconds=_STOP_GRACE_SECONDS)
+                await self._stop()
                 for loop in loops:
                     loop.cancel()
+
+    async def _stop(self) -> None:
+        """Take nothing new, give answers under way some time, and tell the clients of those that need
+        more that they are not whole."""
+        self.listener.stop_accepting()
+        self.dispatcher.stop()
+        await self._idle(_STOP_GRACE_SECONDS)
+        self.client.break_off("the balancer was stopped before the answer was complete")
+        await self._idle(_TELL_SECONDS)
+        await self.listener.close()
+
+    async def _idle(self, within_seconds: float) -> None:
+        """Until no request is under way, or so long."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_seconds):
+                await self.ledger.idle.wait()
 
     async def _first_probes(self) -> None:
         """Give the instances a moment, that the first request is not told that there are none."""

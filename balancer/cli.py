@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
+from urllib.parse import urlsplit
 
 from balancer import __version__
 from balancer.commands.bench import bench
@@ -99,14 +100,14 @@ def _add_check(commands: _Commands) -> None:
 
 def _add_status(commands: _Commands) -> None:
     command = commands.add_parser("status", help="the fleet, once", allow_abbrev=False)
-    command.add_argument("--admin", default=_ADMIN_URL, metavar="URL")
+    command.add_argument("--admin", type=_url, default=_ADMIN_URL, metavar="URL")
     command.add_argument("--json", action="store_true")
     command.set_defaults(run=lambda parsed: status(parsed.admin, as_json=parsed.json))
 
 
 def _add_bench(commands: _Commands) -> None:
     command = commands.add_parser("bench", help="load an address and measure", allow_abbrev=False)
-    command.add_argument("--url", default=_CLIENT_URL)
+    command.add_argument("--url", type=_url, default=_CLIENT_URL)
     command.add_argument("--model", help="the first that can chat")
     command.add_argument("-c", "--concurrency", type=_at_least_one, default=8, metavar="N")
     command.add_argument("-n", "--requests", type=_at_least_one, default=64, metavar="N")
@@ -135,14 +136,31 @@ def _overrides(parsed: argparse.Namespace) -> dict[str, object]:
 
 
 def _at_least_one(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
+    if not text.isascii() or not text.isdigit() or not int(text[:10]) > 0:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
+    return int(text)
 
 
 def _above_zero(text: str) -> float:
-    number = float(text)
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
     if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError("must be above 0")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0")
     return number
+
+
+def _url(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        good = (
+            parts.scheme in {"http", "https"}
+            and bool(parts.hostname)
+            and (parts.port is None or parts.port > 0)
+        )
+    except ValueError:
+        good = False
+    if not good:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a URL such as {_CLIENT_URL}")
+    return text

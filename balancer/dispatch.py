@@ -15,7 +15,7 @@ from balancer.admission.queue import RequestQueue
 from balancer.clock import Clock
 from balancer.core.decision import Decision, Standing
 from balancer.core.ticket import Lease, Outcome, Ticket, TicketId, Verdict
-from balancer.errors import DeadlinePassed, NoInstance, QueueFull, UnknownModel
+from balancer.errors import DeadlinePassed, NoInstance, QueueFull, Stopping, UnknownModel
 from balancer.fleet.fleet import Fleet
 from balancer.scheduling.scheduler import Scheduler
 
@@ -45,6 +45,7 @@ class Dispatcher:
         self._lease_ids = count(1)
         self._service_seconds: float | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._stopping = False
         self._scheduler_wake_at: float | None = None
         fleet.listen(on_change=lambda _instance: self.wake())
 
@@ -63,8 +64,11 @@ class Dispatcher:
             UnknownModel: no instance has the model.
             NoInstance: none that has it is usable, or all of them failed this request.
             QueueFull: it would have to wait and there is no place.
+            Stopping: the balancer is being stopped.
             DeadlinePassed: its deadline came first.
         """
+        if self._stopping:
+            raise _stopping()
         full = self._queue.full and ticket.attempt == 1
         waiter: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
         self._waiters[ticket.id] = waiter
@@ -95,6 +99,15 @@ class Dispatcher:
                 self._learn_service_time(self._clock.monotonic() - lease.leased_at)
         self.wake()
 
+    def stop(self) -> None:
+        """Lend no more: whoever waits or comes is told that the balancer is stopping."""
+        self._stopping = True
+        for ticket in tuple(self._queue.pending()):
+            self._queue.remove(ticket.id)
+            waiter = self._waiters[ticket.id]
+            if not waiter.done():
+                waiter.set_exception(_stopping())
+
     def retry_after_seconds(self) -> float:
         """How long until a place in the queue is likely to be free, from measured service times;
         1 second before anything was measured."""
@@ -106,7 +119,6 @@ class Dispatcher:
         """Lend every slot that can be lent now, in the order of arrival; no await in here, so what
         was seen free is free when it is taken."""
         now = self._clock.monotonic()
-        self._expire(now)
         self._scheduler_wake_at = None
         heads = self._queue.heads()
         heapq.heapify(heads)
@@ -118,6 +130,7 @@ class Dispatcher:
             following = self._queue.head(lane)
             if following is not None:
                 heapq.heappush(heads, (following.arrival, lane))
+        self._expire(now)
         self._arm(now)
 
     def _settle(self, ticket: Ticket, now: float) -> bool:
@@ -200,3 +213,7 @@ class Dispatcher:
         if times:
             delay = max(0.0, min(times) - now)
             self._timer = asyncio.get_running_loop().call_later(delay, self.wake)
+
+
+def _stopping() -> Stopping:
+    return Stopping("the balancer is being stopped; try again soon", retry_after_seconds=1.0)

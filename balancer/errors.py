@@ -17,6 +17,8 @@
     │   ├── QueueFull            503
     │   ├── NoInstance           503
     │   ├── BodyBudgetSpent      503
+    │   ├── Stopping             503
+    │   ├── NoFiles              503
     │   └── DeadlinePassed       504
     └── InstanceError            502, an instance failed while serving it
         ├── ConnectFailed        nothing was sent
@@ -170,6 +172,18 @@ class BodyBudgetSpent(FleetError):
     """The request bodies waiting take all the memory that they may."""
 
     kind = "body_budget"
+
+
+class Stopping(FleetError):
+    """The balancer is being stopped."""
+
+    kind = "stopping"
+
+
+class NoFiles(FleetError):
+    """The balancer has as many files open as it may, which is no fault of an instance."""
+
+    kind = "no_files"
 
 
 class DeadlinePassed(FleetError):

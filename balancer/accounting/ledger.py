@@ -4,6 +4,7 @@ One writer: the pipeline begins and ends records, dispatch's decisions are noted
 Everything is bounded; nothing here runs per token.
 """
 
+import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 
@@ -28,12 +29,16 @@ class Ledger:
         self._clock = clock
         self._known_model = known_model
         self._live: dict[str, RequestRecord] = {}
+        self.idle = asyncio.Event()
+        """Set while no request is under way."""
+        self.idle.set()
         self._recent: deque[RequestRecord] = deque(maxlen=_RECENT)
         self._decisions: OrderedDict[str, list[Decision]] = OrderedDict()
 
     def begin(self, record: RequestRecord) -> None:
         """A request came in."""
         self._live[record.id] = record
+        self.idle.clear()
 
     def decided(self, decision: Decision) -> None:
         """A decision was made for a request that is under way."""
@@ -60,6 +65,8 @@ class Ledger:
     def end(self, record: RequestRecord) -> None:
         """The request ended, its outcome is set: tell the log and the metrics, once."""
         del self._live[record.id]
+        if not self._live:
+            self.idle.set()
         record.ended_at = self._clock.monotonic()
         self._recent.append(record)
         model = self._label(record)

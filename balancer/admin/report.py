@@ -10,6 +10,8 @@ from balancer.fleet.fleet import Fleet
 from balancer.fleet.instance import Instance
 from balancer.telemetry.metrics import Metrics
 
+_LARGEST = 2**63
+
 
 class Report:
     """Reads the live objects; changes none of them, apart from the gauges that mirror them."""
@@ -89,7 +91,7 @@ class Report:
             metrics.instance_up.labels(instance.id).set(1 if instance.usable else 0)
             for runner in instance.inventory.runners.values() if instance.inventory else ():
                 size = runner.row.get("size_vram")
-                if isinstance(size, int):
+                if isinstance(size, int) and abs(size) < _LARGEST:
                     metrics.model_vram.labels(instance.id, runner.model).set(size)
         return metrics.render()
 

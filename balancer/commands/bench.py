@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import msgspec
 import uvloop
@@ -114,21 +115,20 @@ async def _one(client: UpstreamClient, url: str, model: str, number: int, result
     try:
         exchange = await client.exchange(_TARGET, url, request)
         head = await exchange.response()
-        last = None
+        arrivals = []
         while await exchange.next_chunk() is not None:
-            now = time.monotonic()
-            if last is None:
-                results.ttft_seconds.append(now - started)
-            else:
-                results.inter_token_seconds.append(now - last)
-            last = now
+            arrivals.append(time.monotonic())
     except BalancerError as error:
         results.errors[error.kind] += 1
         return
     if head.status != 200:
         results.errors[f"status {head.status}"] += 1
-    elif judge(_OPERATION, exchange.tail) is not Ending.WHOLE:
+        return
+    if judge(_OPERATION, exchange.tail) is not Ending.WHOLE:
         results.errors["unfinished"] += 1
+        return
+    results.ttft_seconds.append(arrivals[0] - started)
+    results.inter_token_seconds.extend(later - before for before, later in pairwise(arrivals))
     results.duration_seconds.append(time.monotonic() - started)
     results.generated_tokens += read_counters(_OPERATION, exchange.tail).generated_tokens or 0
     answered_by = next(

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import uvloop
@@ -53,6 +54,7 @@ async def run_until_stopped(settings: Settings, *, stop: asyncio.Event | None = 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop, stop, log)
+    loop.add_signal_handler(signal.SIGHUP, log.info, "hangup_ignored")
     balancer = Balancer(settings, log=log)
     try:
         await balancer.run(stop, opened=lambda addresses: announce(balancer, addresses))
@@ -60,7 +62,7 @@ async def run_until_stopped(settings: Settings, *, stop: asyncio.Event | None = 
         print(f"cannot listen: {error}", file=sys.stderr)
         return FAILED
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             loop.remove_signal_handler(number)
     log.info("stopped")
     return DONE
@@ -69,9 +71,10 @@ async def run_until_stopped(settings: Settings, *, stop: asyncio.Event | None = 
 def announce(balancer: Balancer, addresses: Addresses) -> None:
     """Say where the balancer listens, on standard output."""
     names = ", ".join(each.id for each in balancer.fleet.instances())
-    print(f"ollama-balancer listens on {addresses.clients}, admin on {addresses.admin}")
-    print(f"instances: {names}; strategy {balancer.settings.strategy.value}")
-    print(f"point a client at it:  export OLLAMA_HOST={addresses.clients}", flush=True)
+    with suppress(OSError):  # nobody has to read it
+        print(f"ollama-balancer listens on {addresses.clients}, admin on {addresses.admin}")
+        print(f"instances: {names}; strategy {balancer.settings.strategy.value}")
+        print(f"point a client at it:  export OLLAMA_HOST={addresses.clients}", flush=True)
     balancer.log.info(
         "listening", clients=addresses.clients, admin=addresses.admin, metrics=addresses.metrics
     )

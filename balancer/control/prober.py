@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from balancer.clock import Clock
 from balancer.core.ticket import InstanceId
 from balancer.errors import ConnectFailed, ConnectionLost, InstanceError
@@ -25,6 +27,7 @@ _LOOK_SECONDS = 0.25
 """At least so long between two probes of one instance that were asked for, however many ask."""
 _CHANGED_SECONDS = 1.0
 """Lists that are asked for after a change are to tell of it, so they may take so long once."""
+_VERSION = re.compile(r"[!-~]{1,64}")
 _BLOB = re.compile(r"^FROM .*sha256-([0-9a-f]{64})", re.MULTILINE)
 
 
@@ -96,7 +99,7 @@ class Prober:
         if not instance.usable:
             # Its lists first: a request must not be sent there for a model that it does not have.
             await self._read_lists(instance)
-        version = str(answer.get("version", "unknown"))
+        version = _version(answer.get("version"))
         if self._fleet.probe_succeeded(instance, version=version, incarnation=incarnation):
             self._log.info("instance_up", instance=instance.id, version=instance.version)
             self._warn_of_slots(instance)
@@ -234,7 +237,7 @@ class Prober:
         rows = answer.get("models")
         if not isinstance(rows, list):
             return ()
-        return [row for row in rows if isinstance(row, dict) and isinstance(row.get("name"), str)]
+        return [row for row in rows if _is_row(row)]
 
     async def _learn_slots(
         self, instance: Instance, runners: Sequence[Row], local: LocalOllama
@@ -267,6 +270,22 @@ class Prober:
             self._log.warning(
                 "slots_assumed", instance=instance.id, slots=1, advice="set slots to its OLLAMA_NUM_PARALLEL"
             )
+
+
+def _version(told: object) -> str:
+    """A version as it may be shown and compared."""
+    return told if isinstance(told, str) and _VERSION.fullmatch(told) else "unknown"
+
+
+def _is_row(row: object) -> bool:
+    """Whether it has a name, and can be told to clients again."""
+    if not isinstance(row, dict) or not isinstance(row.get("name"), str):
+        return False
+    try:
+        msgspec.json.encode(row)
+    except (UnicodeEncodeError, msgspec.MsgspecError, RecursionError, OverflowError):
+        return False
+    return True
 
 
 def _refused(error: InstanceError) -> bool:

@@ -24,15 +24,11 @@ class RequestBody:
     async def read(self, *, limit_bytes: int, held: HeldBody) -> bytes:
         """The whole body. Raises as `BodySource.read` says, ClientLeft, and MalformedRequest where
         its framing is broken."""
-        length = self.length
-        if length is not None:
-            if length > limit_bytes:
-                raise _too_large(limit_bytes)
-            held.grow(length)
+        if self.length is not None and self.length > limit_bytes:
+            raise _too_large(limit_bytes)
         body = bytearray()
         async for piece in self.pieces():
-            if length is None:
-                held.grow(len(piece))
+            held.grow(len(piece))
             body += piece
             if len(body) > limit_bytes:
                 raise _too_large(limit_bytes)

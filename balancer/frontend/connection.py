@@ -10,6 +10,7 @@ import resource
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
+from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
 from balancer.core.operation import Dialect
@@ -18,8 +19,9 @@ from balancer.settings import LimitsSettings
 
 _LINGER_SECONDS = 2.0
 """So long the rest of a refused body is read and thrown away, that the client may see why."""
-_FILES_SHARE = 0.8
-"""Of the open files that the process may have, so many may be client connections."""
+_FILES_SHARE = 0.45
+"""Of the open files that the process may have, so many may be client connections; each may need one to
+an instance."""
 
 _QUIET = logging.getLogger("balancer.aiohttp")
 _QUIET.addHandler(logging.NullHandler())
@@ -110,7 +112,7 @@ class Connection(RequestHandler):
         self.stop_head_timer()
         if request.writer.output_size > 0:
             raise ConnectionError("an answer was begun already")
-        text = "the request cannot be parsed" if status < 500 else "internal error"
+        status, text = _told(status, exc)
         response = web.Response(
             status=status,
             body=error_body(Dialect.OLLAMA, status, text, ""),
@@ -148,3 +150,13 @@ def next_head_may_come(request: web.BaseRequest) -> None:
     """The request is served."""
     if isinstance(request.protocol, Connection):
         request.protocol.expect_head()
+
+
+def _told(status: int, error: BaseException | None) -> tuple[int, str]:
+    """Status and text for a request that aiohttp cannot parse."""
+    if isinstance(error, LineTooLong):
+        target = bytes(error.args[0]).startswith((b"/", b"http"))
+        return (414, "the request line is too long") if target else (431, "a header is too long")
+    if isinstance(error, BadHttpMessage) and "too many headers" in str(error).casefold():
+        return 431, "too many headers"
+    return (status, "the request cannot be parsed") if status < 500 else (status, "internal error")

@@ -15,8 +15,10 @@ from balancer.frontend.plain_sink import PlainSink
 from balancer.settings import Address, LimitsSettings
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+_ABSOLUTE = re.compile(r"\Ahttps?://[^/?#]*", re.IGNORECASE)
 _BACKLOG = 1024
 _STALL_SECONDS = 600.0
+_CUT_SECONDS = 0.1
 
 
 class Handler(Protocol):
@@ -55,15 +57,19 @@ class Listener:
             self._web, self._address.host, self._address.port, backlog=_BACKLOG
         )
 
-    async def close(self, *, grace_seconds: float) -> None:
-        """Accept no more, let requests under way end for so long, then cut them. Idempotent."""
-        if self._server is None or self._web is None:
-            return
-        server, self._server = self._server, None
-        server.close()
-        self._web.pre_shutdown()
-        await self._web.shutdown(grace_seconds)
-        await server.wait_closed()
+    def stop_accepting(self) -> None:
+        """Take no more connections, and no more requests on those that are open. Idempotent."""
+        if self._server is not None and self._web is not None:
+            self._server.close()
+            self._web.pre_shutdown()
+
+    async def close(self) -> None:
+        """As `stop_accepting`, and cut what is under way. Idempotent."""
+        self.stop_accepting()
+        if self._server is not None and self._web is not None:
+            server, self._server = self._server, None
+            await self._web.shutdown(_CUT_SECONDS)
+            await server.wait_closed()
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         head_is_in(request)
@@ -77,12 +83,13 @@ class Listener:
     def _client_request(self, request: web.BaseRequest) -> ClientRequest:
         own_id = uuid.uuid4().hex
         asked_id = request.headers.get("X-Request-ID", "")
-        raw_path, _, query = request.raw_path.partition("?")
+        # Clients that talk to a proxy give the whole URL. Source: RFC 9112 §3.2.2.
+        raw_path, _, query = _ABSOLUTE.sub("", request.raw_path).partition("?")
         return ClientRequest(
             id=own_id,
             request_id=asked_id if _REQUEST_ID.fullmatch(asked_id) else own_id,
             method=request.method,
-            raw_path=raw_path,
+            raw_path=raw_path or "/",
             query=query.partition("#")[0],
             headers=tuple((str(name), value) for name, value in request.headers.items()),
             peer=request.remote,

@@ -63,5 +63,5 @@ def timestamp(value: object) -> float:
 
 def _version_key(version: str) -> tuple[tuple[int, ...], bool, str]:
     """By the numbers; a release candidate stands before its release."""
-    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:3])
+    numbers = tuple(int(number) for number in re.findall(r"\d{1,9}", version)[:3])
     return numbers, "-rc" not in version, version

@@ -3,6 +3,8 @@
 Only top-level keys are decoded; prompts, messages and images are skipped over by the decoder.
 """
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
@@ -21,6 +23,7 @@ _MODEL_NAME_LIMIT = 512
 
 _Fields: TypeAlias = dict[str, msgspec.Raw]
 _ABSENT = msgspec.Raw(b"")
+_HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 class _Body(msgspec.Struct):
@@ -127,7 +130,26 @@ def _decode(body: bytes) -> _Fields:
     try:
         return _decode_fields(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        if _HALF_CHARACTER.search(body) is None:
+            raise MalformedRequest(f"the request body is not a JSON object: {error}") from error
+    return _decode_fields(_decode_half_characters(body))
+
+
+def _decode_half_characters(body: bytes) -> bytes:
+    """A body in which a character beyond the first plane was cut in two, as JavaScript's strings are:
+    the halves replaced, as Ollama reads them. Only for reading; the body itself goes on as it came."""
+    try:
+        fields = json.loads(body, parse_constant=_refuse_constant)
+        text = json.dumps(fields, ensure_ascii=False)
+    except (ValueError, RecursionError) as error:
         raise MalformedRequest(f"the request body is not a JSON object: {error}") from error
+    if not isinstance(fields, dict):
+        raise MalformedRequest("the request body is not a JSON object")
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON")
 
 
 def _routed(fields: _Fields) -> _Body:
@@ -144,6 +166,7 @@ def _routed(fields: _Fields) -> _Body:
 
 
 def _required(model: str | None) -> str:
+    model = (model or "").strip()
     if not model:
         raise MalformedRequest("model is required")
     if len(model) > _MODEL_NAME_LIMIT or any(ord(character) < 0x21 for character in model):
@@ -197,7 +220,7 @@ def estimate_prompt_tokens(body: bytes) -> int:
         MalformedRequest: the body is no JSON object.
     """
     try:
-        fields = msgspec.json.decode(body, type=dict[str, object])
+        fields = {key: msgspec.json.decode(value) for key, value in _decode(body).items()}
         content = sum(_estimate(fields.get(key)) for key in ("system", "messages", "tools"))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedRequest(f"the request body is not a JSON object: {error}") from error

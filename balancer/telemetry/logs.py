@@ -6,7 +6,8 @@ values are escaped by both renderers.
 
 import logging
 import sys
-from typing import TextIO
+from contextlib import suppress
+from typing import TextIO, cast
 
 import structlog
 
@@ -24,7 +25,7 @@ def make_logger(*, level: str, output_format: str, stream: TextIO | None = None)
         else structlog.processors.JSONRenderer()
     )
     logger: Logger = structlog.wrap_logger(
-        structlog.WriteLogger(out),
+        structlog.WriteLogger(cast("TextIO", _Unfailing(out))),
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -34,3 +35,19 @@ def make_logger(*, level: str, output_format: str, stream: TextIO | None = None)
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
     )
     return logger
+
+
+class _Unfailing:
+    """A stream whose failures end nothing: a log that cannot be written (a full disk, a reader that has
+    gone) is lost, and the balancer serves on."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.flush()

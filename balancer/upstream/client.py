@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from balancer.core.ticket import InstanceId
-from balancer.errors import BalancerError, ConnectionLost, InstanceDown
+from balancer.errors import BalancerError, ConnectionLost, InstanceDown, InstanceError
 from balancer.protocol.headers import Headers
 from balancer.upstream.connection import HEAD_CODING, Connection
 from balancer.upstream.exchange import Exchange
@@ -81,6 +81,11 @@ class UpstreamClient:
         """Fail every exchange there that has no head yet, so that its request can go elsewhere."""
         for exchange in tuple(self._unanswered.get(instance, ())):
             exchange.cancel(InstanceDown(reason))
+
+    def break_off(self, reason: str) -> None:
+        """Fail every exchange, answered or not."""
+        for pool in self._pools.values():
+            pool.break_off(InstanceError(reason))
 
     def close(self) -> None:
         """Close every connection."""

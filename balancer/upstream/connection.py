@@ -13,7 +13,7 @@ from typing import cast
 
 import httptools
 
-from balancer.errors import BadResponse, ConnectionLost
+from balancer.errors import BadResponse, ConnectionLost, InstanceError
 from balancer.upstream.exchange import Exchange, ResponseHead
 
 HEAD_CODING = ("utf-8", "surrogateescape")
@@ -56,7 +56,7 @@ class Connection(asyncio.Protocol):
     def begin(self, *, head_only: bool, buffer_bytes: int) -> Exchange:
         """Begin an exchange; `head_only` is for HEAD, whose answer has no body whatever it says."""
         assert self._phase is _Phase.IDLE
-        self._exchange = Exchange(buffer_bytes=buffer_bytes, cancel=self.close)
+        self._exchange = Exchange(buffer_bytes=buffer_bytes, cancel=self.close, read=self._read)
         self._parser = httptools.HttpResponseParser(self)
         self._head_only = head_only
         self._head_bytes = 0
@@ -91,6 +91,11 @@ class Connection(asyncio.Protocol):
     def request_sent(self) -> None:
         """The request is complete. Without it the connection is not used again."""
         self._sent = True
+
+    def break_off(self, error: InstanceError) -> None:
+        """Fail the exchange that is under way, if there is one, and close."""
+        if self._exchange is not None:
+            self._exchange.cancel(error)
 
     def close(self) -> None:
         """Close it now; an exchange that is under way fails."""
@@ -201,6 +206,15 @@ class Connection(asyncio.Protocol):
             self._complete(reusable=self._parser.should_keep_alive() and not self._framing.until_close)
 
     # -- inside
+
+    def _read(self, on: bool) -> None:
+        """Go on reading, or wait; nothing once the connection is closed."""
+        if self._transport is None or self.closed:
+            return
+        if on:
+            self._transport.resume_reading()
+        else:
+            self._transport.pause_reading()
 
     def _reset_head(self) -> None:
         self._headers: list[tuple[str, str]] = []

@@ -3,11 +3,15 @@
 Not for the data path: httpx costs milliseconds a call. Source: encode/httpx issue 3215.
 """
 
+import asyncio
 from collections.abc import Mapping
 
 import httpx
+import msgspec
 
 from balancer.errors import BadResponse, ConnectFailed, ConnectionLost
+
+_ANSWER_LIMIT_BYTES = 1 << 24
 
 
 class ControlClient:
@@ -38,22 +42,44 @@ class ControlClient:
     ) -> Mapping[str, object]:
         what = f"{method} {path}"
         try:
-            response = await self._client.request(
-                method, url.rstrip("/") + path, json=body, timeout=timeout_seconds
-            )
-            value = response.json() if response.content else {}
-        except httpx.ConnectError as error:
-            raise ConnectFailed(f"{what}: no connection ({error})", refused=True) from error
-        except httpx.TimeoutException as error:
+            async with asyncio.timeout(timeout_seconds):
+                status, content = await self._exchange(method, url.rstrip("/") + path, body)
+        except (TimeoutError, httpx.TimeoutException) as error:
             raise ConnectFailed(f"{what}: no answer in {timeout_seconds:g} s") from error
+        except httpx.ConnectError as error:
+            raise ConnectFailed(f"{what}: no connection ({error})", refused=_is_refusal(error)) from error
         except AttributeError as error:
             # anyio asks a uvloop transport for its peer's name, and there is none once the other end
             # has closed the connection that is being opened.
             raise ConnectionLost(f"{what}: closed while it was being opened") from error
         except httpx.HTTPError as error:
             raise ConnectionLost(f"{what}: {type(error).__name__}") from error
-        except ValueError as error:
-            raise BadResponse(f"{what}: the answer is not JSON") from error
-        if response.status_code != httpx.codes.OK or not isinstance(value, dict):
-            raise BadResponse(f"{what}: answered {response.status_code}")
-        return value
+        if status != httpx.codes.OK:
+            raise BadResponse(f"{what}: answered {status}")
+        try:
+            return msgspec.json.decode(content, type=dict[str, object]) if content else {}
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise BadResponse(f"{what}: the answer is no JSON object") from error
+
+    async def _exchange(self, method: str, url: str, body: Mapping[str, object] | None) -> tuple[int, bytes]:
+        content = bytearray()
+        async with self._client.stream(method, url, json=body) as response:
+            async for piece in response.aiter_bytes():
+                content += piece
+                if len(content) > _ANSWER_LIMIT_BYTES:
+                    raise BadResponse(
+                        f"{method} {url}: the answer is larger than {_ANSWER_LIMIT_BYTES} bytes"
+                    )
+        return response.status_code, bytes(content)
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether a chain of causes begins with a refusal; httpx wraps what the sockets said twice."""
+    if isinstance(error, BaseExceptionGroup):
+        return any(_is_refusal(each) for each in error.exceptions)
+    cause = error.__cause__ or error.__context__
+    return (
+        isinstance(error, ConnectionRefusedError | ConnectionResetError)
+        if cause is None
+        else _is_refusal(cause)
+    )

@@ -1,8 +1,9 @@
 """One request and its answer on one connection, as the relay sees it.
 
-The connection's parser feeds an exchange as fast as bytes come in, whether or not anyone reads:
-an instance whose answer is not read leaks the slot for good, so an upstream read is never paused.
-What is not taken yet is held here, up to a bound; beyond it the exchange is cancelled.
+The connection's parser feeds an exchange as fast as bytes come in. A stream of tokens is read whether
+or not anyone takes it: an instance whose stream is not read leaks the slot for good. What is not taken
+yet is held here, and a reader that takes nothing while too much is held is cut off. An answer in one
+piece is another matter: its work is done before its first byte, so reading it waits for its reader.
 Source of the leak: observed on Ollama v0.33 with readers that stop.
 """
 
@@ -16,6 +17,8 @@ from balancer.protocol.endings import Tail
 from balancer.protocol.headers import Headers, header
 
 _STREAMS = frozenset({"application/x-ndjson", "text/event-stream"})
+_IDLE_SECONDS = 1.0
+_BURST = 4
 _HTTP_CHUNK_HELD_BYTES = 65536
 """An HTTP chunk that came in part is held for its rest up to this size, so that boundaries stay."""
 
@@ -39,11 +42,17 @@ class ResponseHead:
 
 
 class Exchange:
-    """Fed by a connection, read by one task."""
+    """Fed by a connection, read by one task. `cancel` closes the connection, `read` makes it go on
+    reading or wait."""
 
-    def __init__(self, *, buffer_bytes: int, cancel: Callable[[], None]) -> None:
+    def __init__(
+        self, *, buffer_bytes: int, cancel: Callable[[], None], read: Callable[[bool], None]
+    ) -> None:
         self._buffer_bytes = buffer_bytes
         self._cancel = cancel
+        self._read = read
+        self._reading = True
+        self._taken_at = 0.0
         self._head: ResponseHead | None = None
         self._chunks: deque[bytes] = deque()
         self._partial: list[bytes] = []
@@ -93,6 +102,9 @@ class Exchange:
             await self._more()
         chunk = self._chunks.popleft()
         self._held_bytes -= len(chunk)
+        self._taken_at = asyncio.get_running_loop().time()
+        if not self._reading and self._held_bytes <= self._buffer_bytes // 2:
+            self._go_on_reading()
         return chunk
 
     @property
@@ -136,6 +148,7 @@ class Exchange:
     def receive_head(self, head: ResponseHead) -> None:
         """From the connection: the head is in."""
         self._head = head
+        self._taken_at = asyncio.get_running_loop().time()
         self._tell_answered()
         self._wake()
 
@@ -159,11 +172,7 @@ class Exchange:
         self._chunks.append(chunk)
         self._held_bytes += len(chunk)
         if self._held_bytes > self._buffer_bytes:
-            self._chunks.clear()
-            self._held_bytes = 0
-            self.cancel(SlowReader("the client does not read its answer"))
-            if self._on_overflow is not None:
-                self._on_overflow()
+            self._hold_back()
         self._wake()
 
     def finish(self) -> None:
@@ -171,6 +180,7 @@ class Exchange:
         self.end_chunk()
         if self._error is None:
             self._ended = True
+            self._go_on_reading()
             self._end()
 
     def fail(self, error: BalancerError) -> None:
@@ -181,6 +191,28 @@ class Exchange:
         if self._error is None:
             self._error = error
             self._end()
+
+    def _hold_back(self) -> None:
+        """More is held than should be. One turn of the loop can bring more than that, so a stream's
+        reader is only cut off where it has taken nothing for a while, or the bound is far behind."""
+        if not self.streams:
+            if self._reading:
+                self._reading = False
+                self._read(False)
+            return
+        idle_seconds = asyncio.get_running_loop().time() - self._taken_at
+        if idle_seconds < _IDLE_SECONDS and self._held_bytes <= _BURST * self._buffer_bytes:
+            return
+        self._chunks.clear()
+        self._held_bytes = 0
+        self.cancel(SlowReader("the client does not read its answer"))
+        if self._on_overflow is not None:
+            self._on_overflow()
+
+    def _go_on_reading(self) -> None:
+        if not self._reading:
+            self._reading = True
+            self._read(True)
 
     def _tell_answered(self) -> None:
         call, self._on_answer = self._on_answer, None

@@ -2,10 +2,11 @@
 age and go. There is no cap on connections: leases bound what runs."""
 
 import asyncio
+import errno
 import ssl
 from urllib.parse import urlsplit
 
-from balancer.errors import ConnectFailed
+from balancer.errors import ConnectFailed, InstanceError, NoFiles
 from balancer.upstream.connection import Connection
 
 
@@ -46,7 +47,7 @@ class Pool:
         return None
 
     async def connect(self) -> Connection:
-        """A new connection. Raises ConnectFailed."""
+        """A new connection. Raises ConnectFailed, and NoFiles where we may open no more."""
         self.connects += 1
         loop = asyncio.get_running_loop()
         try:
@@ -62,10 +63,19 @@ class Pool:
         except ConnectionRefusedError as error:
             raise ConnectFailed("the instance refused the connection", refused=True) from error
         except OSError as error:
+            if error.errno in {errno.EMFILE, errno.ENFILE}:
+                raise NoFiles(
+                    "too many connections are open; try again soon", retry_after_seconds=1.0
+                ) from error
             raise ConnectFailed(f"the instance cannot be reached ({type(error).__name__})") from error
         if not connection.closed:
             self._open.add(connection)
         return connection
+
+    def break_off(self, error: InstanceError) -> None:
+        """Fail every exchange that is under way."""
+        for connection in tuple(self._open):
+            connection.break_off(error)
 
     def close(self) -> None:
         """Close every connection, in use or not."""

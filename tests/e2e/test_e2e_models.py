@@ -97,13 +97,12 @@ async def test_upload_and_create_reach_every_store() -> None:
     assert all("own:latest" in each for each in held)
 
 
-async def test_wrong_upload_is_refused_by_name() -> None:
+async def test_wrong_upload_is_refused() -> None:
     async with fleet(quick(), quick()) as stack, http(stack.url) as client:
         refused = await client.post(f"/api/blobs/{DIGEST}", content=b"other")
 
     assert refused.status_code == 400
-    assert "one: digest mismatch" in refused.json()["error"]
-    assert "two: digest mismatch" in refused.json()["error"]
+    assert refused.json()["error"].startswith("digest mismatch")
 
 
 async def test_copy_and_delete_reach_every_store_that_has_the_model() -> None:
@@ -162,8 +161,7 @@ async def test_pull_of_what_no_registry_has_fails_everywhere() -> None:
     async with fleet(quick(), quick()) as stack, http(stack.url) as client:
         told = records(await client.post("/api/pull", json={"model": "nosuch"}))
 
-    assert "one: pull model manifest: file does not exist" in told[-1]["error"]
-    assert "two: pull model manifest: file does not exist" in told[-1]["error"]
+    assert told[-1] == {"error": "pull model manifest: file does not exist"}
 
 
 async def test_unload_reaches_every_instance_where_the_model_is_loaded() -> None:

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from balancer.core.ticket import InstanceId, Lease, Outcome, Ticket, Verdict
-from balancer.errors import DeadlinePassed, NoInstance, QueueFull, UnknownModel
+from balancer.errors import DeadlinePassed, NoInstance, QueueFull, Stopping, UnknownModel
 from tests.unit.unit_support import OK, FakeClock, House, house, instance, settle, ticket
 
 Wait = asyncio.Task[Lease]
@@ -344,12 +344,38 @@ async def test_a_lease_names_the_lives_that_it_belongs_to() -> None:
     await end(it)
 
 
-async def test_a_deadline_that_has_come_ends_the_wait_even_where_a_slot_is_free() -> None:
+async def test_a_deadline_that_has_come_ends_the_wait() -> None:
     clock = FakeClock(2000.0)
-    it = house(clock, instance("a"))
+    it = house(clock, instance("a", slots=1))
+    first = await it.dispatcher.acquire(ticket("first"))
 
     with pytest.raises(DeadlinePassed, match=r"in 5\.0 s") as caught:
         await it.dispatcher.acquire(ticket(queued_at=1995.0, deadline=2000.0))
 
     assert caught.value.retry_after_seconds is not None
+    it.dispatcher.release(first, OK)
+    await end(it)
+
+
+async def test_a_free_slot_is_lent_however_short_the_wait_may_be() -> None:
+    it = house(FakeClock(2000.0), instance("a"))
+
+    lease = await it.dispatcher.acquire(ticket(queued_at=2000.0, deadline=2000.0))
+
+    assert lease.instance == "a"
+    it.dispatcher.release(lease, OK)
+    await end(it)
+
+
+async def test_a_dispatcher_that_stops_lends_no_more() -> None:
+    it = house(FakeClock(), instance("a", slots=1))
+    running = await it.dispatcher.acquire(ticket("running"))
+    (queued,) = await ask(it, ticket("queued"))
+
+    it.dispatcher.stop()
+
+    for waiting in (queued, it.dispatcher.acquire(ticket("late"))):
+        with pytest.raises(Stopping):
+            await waiting
+    it.dispatcher.release(running, OK)
     await end(it)

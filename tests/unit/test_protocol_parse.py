@@ -89,7 +89,7 @@ def test_a_body_without_a_usable_model_is_malformed(path: str, body: bytes) -> N
         parse(path, body)
 
 
-@pytest.mark.parametrize("name", ["a\nb", "a b", "a\x00", "x" * 513, "\t"])
+@pytest.mark.parametrize("name", ["a\nb", "a b", "a\x00", "x" * 513, "a\tb"])
 def test_a_name_with_control_characters_or_without_end_is_malformed(name: str) -> None:
     with pytest.raises(MalformedRequest, match="invalid model name"):
         parse("/api/chat", {"model": name})
@@ -325,3 +325,27 @@ def test_a_form_without_a_model_is_malformed() -> None:
 
     with pytest.raises(MalformedRequest, match="model is required"):
         parse("/v1/audio/transcriptions", form, content_type="Multipart/Form-Data; boundary=b")
+
+
+@pytest.mark.parametrize("name", ["t", " t", "t "])
+def test_blanks_around_a_name_are_none_of_it(name: str) -> None:
+    parsed = parse("/api/show", {"model": name})
+
+    assert parsed.operation.variant is not None
+    assert parsed.operation.variant.model == "t:latest"
+
+
+def test_half_a_character_is_read_as_ollama_reads_it() -> None:
+    body = b'{"model": "t", "prompt": "cut \\ud83d emoji", "stream": false}'
+
+    parsed = parse("/api/generate", body)
+
+    assert (parsed.operation.model, parsed.operation.stream, parsed.body) == ("t", False, None)
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"model":"t","x":NaN,"y":"\\ud83d"}', b'["\\ud83d"]', b'{"y":"\\ud83d"} x']
+)
+def test_half_a_character_excuses_nothing_else(body: bytes) -> None:
+    with pytest.raises(MalformedRequest):
+        parse("/api/generate", body)
