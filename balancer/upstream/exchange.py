@@ -51,7 +51,7 @@ class Exchange:
         self._buffer_bytes = buffer_bytes
         self._cancel = cancel
         self._read = read
-        self._reading = True
+        self.reading = True
         self._taken_at = 0.0
         self._head: ResponseHead | None = None
         self._chunks: deque[bytes] = deque()
@@ -103,7 +103,7 @@ class Exchange:
         chunk = self._chunks.popleft()
         self._held_bytes -= len(chunk)
         self._taken_at = asyncio.get_running_loop().time()
-        if not self._reading and self._held_bytes <= self._buffer_bytes // 2:
+        if not self.reading and self._held_bytes <= self._buffer_bytes // 2:
             self._go_on_reading()
         return chunk
 
@@ -196,8 +196,8 @@ class Exchange:
         """More is held than should be. One turn of the loop can bring more than that, so a stream's
         reader is only cut off where it has taken nothing for a while, or the bound is far behind."""
         if not self.streams:
-            if self._reading:
-                self._reading = False
+            if self.reading:
+                self.reading = False
                 self._read(False)
             return
         idle_seconds = asyncio.get_running_loop().time() - self._taken_at
@@ -210,8 +210,8 @@ class Exchange:
             self._on_overflow()
 
     def _go_on_reading(self) -> None:
-        if not self._reading:
-            self._reading = True
+        if not self.reading:
+            self.reading = True
             self._read(True)
 
     def _tell_answered(self) -> None:

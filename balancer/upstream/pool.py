@@ -49,15 +49,9 @@ class Pool:
     async def connect(self) -> Connection:
         """A new connection. Raises ConnectFailed, and NoFiles where we may open no more."""
         self.connects += 1
-        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._connect_seconds):
-                _, connection = await loop.create_connection(
-                    lambda: Connection(on_idle=self._keep, on_lost=self._forget),
-                    self.host,
-                    self.port,
-                    ssl=self._tls,
-                )
+                connection = await self._open_connection()
         except TimeoutError as error:
             raise ConnectFailed(f"the instance took no connection in {self._connect_seconds:g} s") from error
         except ConnectionRefusedError as error:
@@ -70,6 +64,12 @@ class Pool:
             raise ConnectFailed(f"the instance cannot be reached ({type(error).__name__})") from error
         if not connection.closed:
             self._open.add(connection)
+        return connection
+
+    async def _open_connection(self) -> Connection:
+        _, connection = await asyncio.get_running_loop().create_connection(
+            lambda: Connection(on_idle=self._keep, on_lost=self._forget), self.host, self.port, ssl=self._tls
+        )
         return connection
 
     def break_off(self, error: InstanceError) -> None:

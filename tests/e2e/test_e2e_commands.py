@@ -12,7 +12,16 @@ from typing import Any
 
 import httpx
 import pytest
-from harness import CHAT, EMBEDDER, BalancerProcess, balancer, balancer_process, wait_for
+from harness import (
+    CHAT,
+    EMBEDDER,
+    BalancerProcess,
+    balancer,
+    balancer_process,
+    child,
+    command,
+    wait_for,
+)
 from prometheus_client.parser import text_string_to_metric_families
 
 SECRET = "the heron keeps its 47 umbrellas"
@@ -208,3 +217,16 @@ def test_each_request_is_one_event_without_its_text(demo: BalancerProcess, clien
     assert all({"instance", "ttft_seconds", "prompt_tokens"} <= each.keys() for each in events[:5])
     for written in (demo.child.err, demo.child.out):
         assert "heron" not in written.read_text()
+
+
+def test_balancer_serves_on_though_nothing_can_be_logged(tmp_path: Path) -> None:
+    addresses = ("--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0")
+    quiet = ["sh", "-c", 'exec "$@" 2>/dev/full', "sh"]
+    with child(
+        "balancer", [*quiet, *command("demo", "--instances", "1", "--speed", "500", *addresses)], tmp_path
+    ) as started:
+        url = started.line("listens on").replace(",", " ").split()[3]
+        answers = [httpx.post(f"{url}/api/chat", json=chat(stream=False), timeout=20) for _ in range(3)]
+
+        assert [each.status_code for each in answers] == [200] * 3
+        assert started.end(signal.SIGTERM) == 0

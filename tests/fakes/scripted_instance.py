@@ -215,7 +215,8 @@ class ScriptedInstance:
     """Accepts on a port of its own within `running()`. `models` are what it lists.
 
     `hanging`: answer nothing any more, probes neither. `deaf`: read nothing more than heads.
-    `discarding`: keep nothing of bodies whose length is told.
+    `discarding`: keep nothing of bodies whose length is told. `lies`: what to answer for version and
+    lists instead of the truth, by path.
     """
 
     def __init__(self, *models: str, version: str = "0.33.0") -> None:
@@ -225,6 +226,7 @@ class ScriptedInstance:
         self.connections: list[InstanceConnection] = []
         self.probes = 0
         self.otherwise: Callable[[SeenRequest], Script] = _plain_answer
+        self.lies: dict[str, bytes] = {}
         self.hanging = False
         self.deaf = False
         self.discarding = False
@@ -308,7 +310,7 @@ class ScriptedInstance:
                 return
             if request.method == "GET" and request.target in {"/api/version", "/api/tags", "/api/ps"}:
                 self.probes += 1
-                await connection.send(whole(json.dumps(self._listed(request.target)).encode()))
+                await connection.send(whole(self._listed(request.target)))
                 continue
             if not connection.requests:
                 self.connections.append(connection)
@@ -373,10 +375,9 @@ class ScriptedInstance:
             request.pieces.append(piece[:-2])
         return False
 
-    def _listed(self, target: str) -> dict[str, object]:
-        if target == "/api/version":
-            return {"version": self.version}
-        if target == "/api/ps":
-            return {"models": []}
+    def _listed(self, target: str) -> bytes:
+        if target in self.lies:
+            return self.lies[target]
         rows = [{"name": name, "model": name, "digest": f"digest of {name}"} for name in self.models]
-        return {"models": rows}
+        truth = {"/api/version": {"version": self.version}, "/api/ps": {"models": []}}
+        return json.dumps(truth.get(target, {"models": rows})).encode()

@@ -184,7 +184,9 @@ class DispatchMachine(RuleBasedStateMachine):
     @rule(name=st.sampled_from("abc"))
     def come_up(self, name: str) -> None:
         where = self.it.fleet.get(InstanceId(name))
-        self.run(*[lambda: self.it.fleet.probe_succeeded(where, version="1", incarnation=where.incarnation)] * 2)
+        self.run(
+            *[lambda: self.it.fleet.probe_succeeded(where, version="1", incarnation=where.incarnation)] * 2
+        )
         assert where.usable
 
     @rule(seconds=st.integers(1, 70))
