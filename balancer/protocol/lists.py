@@ -12,13 +12,15 @@ _FRACTION = re.compile(r"\.(\d{1,6})\d*")
 
 
 def merge_tags(lists: Iterable[Iterable[Row]]) -> dict[str, object]:
-    """`/api/tags` of the fleet: each model once, newest first as Ollama lists them. Where instances
-    disagree on a name, the row of the first of them stands."""
+    """`/api/tags` of the fleet: each model once, newest first. Where instances disagree on a name, the
+    row of the first of them stands, and so does its order within one second.
+
+    Source: Ollama v0.33 server/routes.go sorts its lists by whole seconds."""
     rows: dict[str, Row] = {}
     for models in lists:
         for row in models:
             rows.setdefault(canonical_name(str(row["name"])), row)
-    newest_first = sorted(rows.values(), key=lambda row: timestamp(row.get("modified_at")), reverse=True)
+    newest_first = sorted(rows.values(), key=lambda row: int(timestamp(row.get("modified_at"))), reverse=True)
     return {"models": newest_first}
 
 
@@ -26,7 +28,7 @@ def merge_ps(lists: Iterable[Iterable[Row]]) -> dict[str, object]:
     """`/api/ps` of the fleet: one row a runner, so a model that is resident twice stands there
     twice; the latest to expire first."""
     rows = [row for runners in lists for row in runners]
-    rows.sort(key=lambda row: timestamp(row.get("expires_at")), reverse=True)
+    rows.sort(key=lambda row: int(timestamp(row.get("expires_at"))), reverse=True)
     return {"models": rows}
 
 
