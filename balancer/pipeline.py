@@ -37,6 +37,7 @@ from balancer.forwarding.answers import Answers
 from balancer.forwarding.downstream import BodySource, ClientRequest, Sink, send_whole
 from balancer.forwarding.relay import relay
 from balancer.forwarding.stores import StoreRequest, Stores
+from balancer.protocol.encoding import inflate_zstd
 from balancer.protocol.endings import read_counters
 from balancer.protocol.errors import error_body
 from balancer.protocol.headers import Headers, header, upstream_headers
@@ -168,6 +169,8 @@ class Pipeline:
         self, match: Match, request: ClientRequest, record: RequestRecord, held: HeldBody, sink: Sink
     ) -> None:
         body = await self._read(request, record, held) if request.method == "POST" else b""
+        if _encoding(request):
+            body = inflate_zstd(body)
         answer = await self._answers.answer(match, body)
         record.status, record.outcome = answer.status, "ok"
         headers = answer.headers + _own_headers(record)
@@ -197,10 +200,9 @@ class Pipeline:
     async def _place(
         self, match: Match, request: ClientRequest, record: RequestRecord, held: HeldBody, sink: Sink
     ) -> None:
-        encoding = self._check_encoding(request)
         body = await self._read(request, record, held) if request.method == "POST" else b""
         content_type = header(request.headers, "content-type") or ""
-        parsed = parse_request(match, body, content_type=content_type, content_encoding=encoding)
+        parsed = parse_request(match, body, content_type=content_type, content_encoding=_encoding(request))
         operation = parsed.operation
         self._note(operation, record)
         ticket = self._ticket(request, operation, record)
@@ -243,20 +245,13 @@ class Pipeline:
             record.counters = read_counters(operation, exchange.tail)
 
     async def _read(self, request: ClientRequest, record: RequestRecord, held: HeldBody) -> bytes:
+        encoding = _encoding(request)
+        if encoding and (encoding != "zstd" or not request.raw_path.startswith("/v1/")):
+            told = f"Content-Encoding '{encoding[:32]}' is not read here; zstd is, on /v1 paths"
+            raise UnsupportedEncoding(told)
         body = await request.body.read(limit_bytes=self._policy.body_bytes, held=held)
         record.body_bytes = len(body)
         return body
-
-    def _check_encoding(self, request: ClientRequest) -> str:
-        """The body's coding: none, or zstd on `/v1`, as Ollama reads it."""
-        encoding = (header(request.headers, "content-encoding") or "").strip().casefold()
-        if encoding in {"", "identity"}:
-            return ""
-        if encoding == "zstd" and request.raw_path.startswith("/v1/"):
-            return encoding
-        raise UnsupportedEncoding(
-            f"Content-Encoding '{encoding[:32]}' is not read here; zstd is, on /v1 paths"
-        )
 
     def _ticket(self, request: ClientRequest, operation: Operation, record: RequestRecord) -> Ticket:
         record.parsed_at = now = self._clock.monotonic()
@@ -314,6 +309,12 @@ def _blob_operation(match: Match) -> Operation:
 
 def _retry_after(seconds: float) -> Headers:
     return (("Retry-After", str(max(1, math.ceil(seconds)))),)
+
+
+def _encoding(request: ClientRequest) -> str:
+    """The coding of the body, empty where there is none."""
+    encoding = (header(request.headers, "content-encoding") or "").strip().casefold()
+    return "" if encoding == "identity" else encoding
 
 
 def _forwarded(request: ClientRequest) -> Headers:

@@ -1,6 +1,7 @@
 """Request bodies: how they may come, what they are bounded by, and what of them reaches an instance."""
 
 import asyncio
+import gzip
 import json
 import tracemalloc
 
@@ -124,6 +125,27 @@ async def test_body_that_stands_still_is_told_408() -> None:
 
 
 # -- codings
+
+
+@pytest.mark.parametrize("path", ["/api/pull", "/api/show", "/v1/messages/count_tokens"])
+async def test_coding_that_is_not_read_is_told_on_every_path(path: str) -> None:
+    async with ScriptedInstance().running() as one, balancing(one) as running:
+        answer = await running.ask(path, gzip.compress(b'{"model":"m"}'), "Content-Encoding: gzip")
+
+        assert (answer.status, one.requests) == (415, [])
+
+
+async def test_tokens_of_a_zstd_body_are_estimated_too() -> None:
+    plain = json.dumps({"model": "m", "messages": [{"role": "user", "content": "hello there"}]}).encode()
+    async with ScriptedInstance().running() as one, balancing(one) as running:
+        path = "/v1/messages/count_tokens"
+        counts = [
+            await running.ask(path, plain),
+            await running.ask(path, zstandard.compress(plain), "Content-Encoding: zstd"),
+        ]
+
+        assert [each.status for each in counts] == [200, 200]
+        assert counts[0].json == counts[1].json
 
 
 async def test_zstd_body_goes_to_the_instance_as_it_came() -> None:
