@@ -7,7 +7,7 @@ inventories and learned slots.
 
 import asyncio
 import re
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -141,7 +141,7 @@ class Prober:
         while True:
             nudge.clear()
             self._probed_at[instance.id] = self._clock.monotonic()
-            await self._guarded(instance, self.run_once(instance))
+            await self._guarded(instance, self.run_once)
             self._note_first_round(instance)
             settled = instance.health.state is HealthState.UP and not instance.suspect
             pause = (
@@ -156,10 +156,10 @@ class Prober:
             await asyncio.sleep(max(0.0, _LOOK_SECONDS - since_probe))
             self._renew(instance, self._clock.monotonic())
 
-    async def _guarded(self, instance: Instance, probing: Coroutine[object, object, None]) -> None:
+    async def _guarded(self, instance: Instance, probe: Callable[[Instance], Awaitable[None]]) -> None:
         """The boundary of the loops: a defect met with one instance must not end the balancer."""
         try:
-            await probing
+            await probe(instance)
         except Exception as error:  # noqa: BLE001 - see above; the task group would end everything
             self._log.error("probe_failed", instance=instance.id, exc_info=error)
 
@@ -202,9 +202,7 @@ class Prober:
             return task
         if self._group is None:
             return None
-        self._reading[instance.id] = self._group.create_task(
-            self._guarded(instance, self._read_lists(instance))
-        )
+        self._reading[instance.id] = self._group.create_task(self._guarded(instance, self._read_lists))
         return self._reading[instance.id]
 
     async def _read_lists(self, instance: Instance) -> None:
