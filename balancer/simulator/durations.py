@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 _UNIT_SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_GO_TYPES = {bool: "bool", list: "[]interface {}", dict: "map[string]interface {}"}
 _TERM = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)")
 
 
@@ -20,7 +21,7 @@ def keep_alive_seconds(value: Any) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise ValueError(f"Unsupported type: '{type(value).__name__}'")
+        raise ValueError(f"Unsupported type: '{_GO_TYPES[type(value)]}'")
     seconds = parse_duration(value) if isinstance(value, str) else float(value)
     return math.inf if seconds < 0 else seconds
 

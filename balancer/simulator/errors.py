@@ -24,6 +24,10 @@ NOT_MULTIMODAL = (
     '{"error":{"code":400,"message":"Multimodal data provided, but model does not support multimodal '
     'requests.","type":"invalid_request_error"}}'
 )
+LONGER_THAN_CONTEXT = (
+    "the prompt is longer than the context length currently available to the model; shorten the prompt, "
+    "adjust the context length in settings, or use a model with a longer context length"
+)
 INPUT_TOO_LONG = "the input length exceeds the context length"
 
 

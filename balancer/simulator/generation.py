@@ -15,12 +15,14 @@ from typing import Any
 
 from balancer.simulator import text
 from balancer.simulator.answers import Part, ToolCall
-from balancer.simulator.errors import NOT_MULTIMODAL, Refusal
+from balancer.simulator.errors import LONGER_THAN_CONTEXT, NOT_MULTIMODAL, Refusal
 from balancer.simulator.models import Model
 from balancer.simulator.requests import InferenceRequest
 
 _THINKING_SHARE = 0.5
 _LONGEST_ANSWER = 100_000
+# Ollama's default of num_keep, and the marker that the tokeniser puts before it.
+_KEPT_TOKENS, _BEGIN_TOKENS = 4, 1
 _CALL_ID_CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
@@ -53,13 +55,13 @@ def write_script(
     An unknown option `simulated_tokens` (real servers ignore it) sets the
     natural length; else it varies around `answer_tokens`.
 
-    Raises: Refusal 400 when the prompt cannot fit the context or holds images that
-    the model cannot see, 500 for a format of an unknown kind.
+    Raises: Refusal 400 when the prompt may not be cut to fit the context or holds images
+    that the model cannot see, 500 for a format of an unknown kind.
     """
     if not model.weights.is_multimodal and _has_images(request):
         raise Refusal(400, NOT_MULTIMODAL)
-    if isinstance(request.format, str) and request.format not in {"", "json"}:
-        given = json.dumps(json.dumps(request.format))
+    if request.format not in (None, "", "json") and not isinstance(request.format, Mapping):
+        given = json.dumps(json.dumps(request.format, separators=(",", ":")))
         raise Refusal(500, f'invalid format: {given}; expected "json" or a valid JSON Schema object')
     prompt = _fitting_prompt(request, model, num_ctx)
     source = text.seeded(seed, model.weights.digest, prompt, request.options.get("seed"))
@@ -74,11 +76,27 @@ def write_script(
 
 
 def _fitting_prompt(request: InferenceRequest, model: Model, num_ctx: int) -> tuple[int, ...]:
-    if not request.is_chat:
-        prompt = _generate_prompt(request, model)
+    """The prompt as evaluated; one that stays too long loses its middle, as in a context shift.
+
+    Source: Ollama v0.33 server/prompt.go, llm/llama_server.go completionPromptForRequest.
+    """
+    prompt = _chat_prompt(request, model, num_ctx) if request.is_chat else _generate_prompt(request, model)
+    if not request.truncate or _has_images(request):
         if len(prompt) > num_ctx:
             raise Refusal(400, _too_long(len(prompt), num_ctx))
         return prompt
+    if len(prompt) < num_ctx:
+        return prompt
+    if request.shift is False:
+        raise Refusal(400, LONGER_THAN_CONTEXT)
+    wanted = request.options.get("num_keep")
+    keep = _KEPT_TOKENS if wanted is None else int(wanted)
+    keep = min(keep + _BEGIN_TOKENS if keep >= 0 else num_ctx, num_ctx - 1)
+    tail = num_ctx - (num_ctx - keep) // 2 - keep
+    return (*prompt[:keep], *prompt[len(prompt) - tail :])
+
+
+def _chat_prompt(request: InferenceRequest, model: Model, num_ctx: int) -> tuple[int, ...]:
     messages = [*model.messages, *request.messages]
     if model.system and request.messages[0].get("role") != "system":
         messages = [{"role": "system", "content": model.system}, *messages]
@@ -87,10 +105,8 @@ def _fitting_prompt(request: InferenceRequest, model: Model, num_ctx: int) -> tu
     system = [tokens for tokens, message in zip(rendered, messages, strict=True) if _is_system(message)]
     others = [tokens for tokens, message in zip(rendered, messages, strict=True) if not _is_system(message)]
     # Oldest messages go first; the last one stays, however long it is.
-    while len(others) > 1 and _length(tools, system, others) > num_ctx:
+    while request.truncate and len(others) > 1 and _length(tools, system, others) > num_ctx:
         others.pop(0)
-    if (length := _length(tools, system, others)) > num_ctx:
-        raise Refusal(400, _too_long(length, num_ctx))
     kept = rendered if len(system) + len(others) == len(rendered) else [*system, *others]
     return (*tools, *(token for tokens in kept for token in tokens), text.ASSISTANT_TURN)
 
@@ -160,8 +176,7 @@ def _limited(prompt: tuple[int, ...], steps: Sequence[Step], limit: int | None) 
 
 
 def _stops(options: Mapping[str, Any]) -> list[str]:
-    stop = options.get("stop")
-    return [stop] if isinstance(stop, str) else [str(item) for item in stop or ()]
+    return list(options.get("stop") or ())
 
 
 def _has_images(request: InferenceRequest) -> bool:

@@ -28,6 +28,7 @@ from balancer.simulator.store import ModelStore
 
 # Templating and tokenising; what is left of total_duration on an idle runner.
 _OVERHEAD_SECONDS = 0.002
+_MOST_LOGPROBS = 20
 CLOUD_DISABLED = "ollama cloud is disabled: remote model is unavailable"
 
 
@@ -85,6 +86,8 @@ class InferenceCore:
 
         Raises: Refusal, RunnerDied, ServerCut.
         """
+        if not 0 <= request.top_logprobs <= _MOST_LOGPROBS:
+            raise Refusal(400, f"top_logprobs must be between 0 and {_MOST_LOGPROBS}")
         model = self._find(request)
         if request.is_empty and request.keep_alive == 0:
             if runner := self._scheduler.loaded(model):

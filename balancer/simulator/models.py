@@ -7,6 +7,7 @@ routes print them. `parse_spec` reads the form used on the command line.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from enum import StrEnum
 from typing import Any
 
 from balancer.simulator.names import ModelName
+
+_DEFAULT_TEMPLATE = "{{ .Prompt }}"
 
 
 class Kind(StrEnum):
@@ -68,7 +71,7 @@ class Weights:
 
     @property
     def family(self) -> str:
-        return "nomic-bert" if self.is_embedding else "llama"
+        return "bert" if self.is_embedding else "llama"
 
     @property
     def quantization(self) -> str:
@@ -80,10 +83,20 @@ class Weights:
 
     @property
     def parameter_size(self) -> str:
-        """The count in Ollama's short notation, such as `3.2B` or `137M`."""
-        if self.parameter_count >= 1_000_000_000:
-            return f"{self.parameter_count / 1e9:.1f}B"
-        return f"{self.parameter_count / 1e6:.2f}M"
+        """The count in Ollama's short notation, such as `3.2B`, `137M` or `196K`."""
+        for size, letter, digits in ((1e9, "B", 1), (1e6, "M", 2), (1e3, "K", 0)):
+            if self.parameter_count >= size:
+                number = self.parameter_count / size
+                return f"{number:.{0 if number.is_integer() else digits}f}{letter}"
+        return str(self.parameter_count)
+
+    @property
+    def feed_forward_length(self) -> int:
+        return self.embedding_length * 4 if self.is_embedding else self.embedding_length * 8 // 3
+
+    @property
+    def vocabulary_size(self) -> int:
+        return 30522 if self.is_embedding else 128256
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -99,6 +112,15 @@ class Weights:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """One blob of a manifest: what kind of thing it holds, and which."""
+
+    kind: str
+    digest: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
     """A name with its manifest: weights plus what a Modelfile adds."""
 
@@ -107,8 +129,8 @@ class Model:
     modified_at: datetime
     parameters: Mapping[str, Any] = field(default_factory=dict)
     system: str = ""
-    template: str = "{{ .Prompt }}"
-    license: str = ""
+    template: str = _DEFAULT_TEMPLATE
+    licenses: tuple[str, ...] = ()
     messages: tuple[Mapping[str, Any], ...] = ()
     parent: str = ""
 
@@ -121,11 +143,33 @@ class Model:
                 sorted(self.parameters.items(), key=lambda item: item[0]),
                 self.system,
                 self.template,
-                self.license,
+                self.licenses,
                 self.messages,
             )
         )
         return hashlib.sha256(content.encode()).hexdigest()
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The manifest's blobs, weights first; an embedding model needs no template."""
+        weights = Layer(kind="model", digest=self.weights.digest, size_bytes=self.weights.size_bytes)
+        texts = []
+        if self.template != _DEFAULT_TEMPLATE or not self.weights.is_embedding:
+            texts.append(("template", self.template))
+        if self.system:
+            texts.append(("system", self.system))
+        texts += [("license", text) for text in self.licenses]
+        if self.parameters:
+            texts.append(("params", json.dumps(self.parameters, sort_keys=True)))
+        if self.messages:
+            texts.append(("messages", json.dumps(self.messages)))
+        return (weights, *(_text_layer(kind, text) for kind, text in texts))
+
+
+def _text_layer(kind: str, text: str) -> Layer:
+    content = text.encode("utf-8", "replace")
+    digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+    return Layer(kind=kind, digest=digest, size_bytes=len(content))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

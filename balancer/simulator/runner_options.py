@@ -14,8 +14,17 @@ GIB = 1 << 30
 # Source: Ollama v0.33 server/routes.go: default context by the VRAM that the process sees.
 _CONTEXT_TIERS = ((47 * GIB, 262144), (23 * GIB, 32768))
 _SMALLEST_CONTEXT = 4
-# Checked with the others before a runner is asked for; they never force a reload.
-_OTHER_INTEGERS = ("num_predict", "num_keep", "seed", "top_k", "repeat_last_n")
+# Every option is checked before a runner is asked for. Source: Ollama v0.33 api/types.go Options.
+_INTEGER, _FLOAT, _BOOLEAN, _TEXTS = "integer", "float32", "boolean", "array"
+_TYPES = {
+    **dict.fromkeys(("num_keep", "seed", "num_predict", "top_k", "repeat_last_n"), _INTEGER),
+    **dict.fromkeys(("num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread"), _INTEGER),
+    **dict.fromkeys(("top_p", "min_p", "typical_p", "temperature", "repeat_penalty"), _FLOAT),
+    **dict.fromkeys(("presence_penalty", "frequency_penalty"), _FLOAT),
+    "draft_num_predict": _INTEGER,
+    "use_mmap": _BOOLEAN,
+    "stop": _TEXTS,
+}
 _CPU_CONTEXT = 4096
 
 
@@ -56,19 +65,19 @@ def effective_options(
     The context is capped at the trained one, so 16384 on a model trained for
     8192 equals 8192.
 
-    Raises: WrongOptionType when a runner option has the wrong type.
+    Raises: WrongOptionType when any known option has the wrong type.
     Source: Ollama v0.33 server/routes.go, llm/server.go; cap observed.
     """
-    merged = {**of_model, **requested}
-    for name in _OTHER_INTEGERS:
-        _integer(merged, name)
+    merged = {**of_model, **{name: value for name, value in requested.items() if value is not None}}
+    for name, value in merged.items():
+        check_type(name, value)
     num_ctx = _integer(merged, "num_ctx") or default_num_ctx
     return RunnerOptions(
         num_ctx=min(max(num_ctx, _SMALLEST_CONTEXT), trained_context),
         num_batch=_integer(merged, "num_batch"),
         num_gpu=-1 if (layers := _integer(merged, "num_gpu")) is None else layers,
         main_gpu=_integer(merged, "main_gpu"),
-        use_mmap=_boolean(merged, "use_mmap"),
+        use_mmap=merged.get("use_mmap"),
         num_thread=_integer(merged, "num_thread"),
         shift=shift is not False,
     )
@@ -89,17 +98,24 @@ def needs_reload(loaded: RunnerOptions, wanted: RunnerOptions) -> bool:
     return False
 
 
+def check_type(name: str, value: Any) -> None:
+    """Raises: WrongOptionType, with Ollama's text; unknown options may be anything."""
+    wanted = _TYPES.get(name)
+    if wanted is None or value is None:
+        return
+    if wanted is _TEXTS:
+        fits = isinstance(value, list)
+        if fits and not all(isinstance(item, str) for item in value):
+            raise WrongOptionType(f'option "{name}" must be of an array of strings')
+    elif wanted is _BOOLEAN:
+        fits = isinstance(value, bool)
+    else:
+        fits = isinstance(value, int | float) and not isinstance(value, bool)
+    if not fits:
+        raise WrongOptionType(f'option "{name}" must be of type {wanted}')
+
+
 def _integer(options: Mapping[str, Any], name: str) -> int | None:
+    """The option's value with its fraction cut off, as Ollama does."""
     value = options.get(name)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise WrongOptionType(f'option "{name}" must be of type integer')
-    return int(value)
-
-
-def _boolean(options: Mapping[str, Any], name: str) -> bool | None:
-    value = options.get(name)
-    if value is None or isinstance(value, bool):
-        return value
-    raise WrongOptionType(f'option "{name}" must be of type boolean')
+    return None if value is None else int(value)

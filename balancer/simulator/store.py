@@ -39,8 +39,10 @@ class ModelStore:
         return self._models.get(parse_name(text).folded)
 
     def models(self) -> list[Model]:
-        """Every model, most recently modified first."""
-        return sorted(self._models.values(), key=lambda model: model.modified_at, reverse=True)
+        """Every model, most recently modified first; whole seconds count, and ties stay as they are."""
+        return sorted(
+            self._models.values(), key=lambda model: int(model.modified_at.timestamp()), reverse=True
+        )
 
     def put(self, model: Model) -> Model:
         """Write a manifest; one of that name is replaced, and its spelling is kept."""
@@ -48,7 +50,9 @@ class ModelStore:
         if existing is not None:
             model = replace(model, name=existing.name)
         self._models[model.name.folded] = model
-        self._blobs[model.weights.digest] = model.weights.size_bytes
+        self._blobs.update((layer.digest, layer.size_bytes) for layer in model.layers)
+        if existing is not None:
+            self._prune(existing)
         return model
 
     def copy(self, source: Model, destination: ModelName) -> Model:
@@ -56,10 +60,15 @@ class ModelStore:
         return self.put(replace(source, name=destination, modified_at=datetime.now(UTC)))
 
     def delete(self, model: Model) -> None:
-        """Remove a name, and its weights when no other name has them. Unloads nothing."""
+        """Remove a name, and those of its layers that no other name has. Unloads nothing."""
         self._models.pop(model.name.folded, None)
-        if not any(other.weights.digest == model.weights.digest for other in self._models.values()):
-            self._blobs.pop(model.weights.digest, None)
+        self._prune(model)
+
+    def _prune(self, model: Model) -> None:
+        used = {layer.digest for other in self._models.values() for layer in other.layers}
+        for layer in model.layers:
+            if layer.digest not in used:
+                self._blobs.pop(layer.digest, None)
 
     def pullable(self, text: str) -> ModelSpec | None:
         """What the registry has under this name."""

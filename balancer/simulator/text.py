@@ -19,6 +19,8 @@ _PIECE = re.compile(r"\s*[^\s]{1,6}|\s+")
 _VOCABULARY_SIZE = 128_000
 _IMAGE_TOKENS = 256
 _DEEPEST_SCHEMA = 6
+# A token nearly certain is told as certain, as real models often are.
+_CERTAIN = -0.1
 _SPEECH = (
     "the of and to in a is that for it as was with be by on not he this are or his from at which but "
     "have an they you one we all were would there their will when who more if no out so said what up "
@@ -132,6 +134,8 @@ def log_probabilities(piece: str, source: random.Random, top: int) -> dict[str, 
         return {"token": token, "logprob": probability, "bytes": list(token.encode())}
 
     chosen = round(-source.random(), 6)
+    if chosen > _CERTAIN:
+        chosen = 0.0
     rivals = [
         item(f" {word}", round(chosen - rank - 0.5, 6)) for rank, word in enumerate(_WORDS[: max(top - 1, 0)])
     ]

@@ -214,11 +214,23 @@ async def test_long_history_loses_its_oldest_messages() -> None:
     assert answer["prompt_eval_count"] <= 512
 
 
-async def test_last_message_over_the_context_is_refused_with_json_in_a_string() -> None:
+async def test_prompt_over_the_context_loses_its_middle() -> None:
     async with simulated() as client:
-        refused = await client.ask(text="word " * 400, options={"num_ctx": 128})
+        chat = await client.ask(text="word " * 1400, options={"num_ctx": 1024})
+        body = {**GENERATE, "prompt": "word " * 700, "stream": False, "options": {"num_ctx": 300}}
+        generated = await (await client.post("/api/generate", body)).json()
 
-    assert json.loads(refused["error"])["error"]["type"] == "exceed_context_size_error"
+    assert (chat["prompt_eval_count"], generated["prompt_eval_count"]) == (515, 153)
+
+
+async def test_prompt_over_the_context_is_refused_when_it_may_not_be_cut() -> None:
+    body = {"text": "word " * 400, "options": {"num_ctx": 128}}
+    async with simulated() as client:
+        whole = await client.ask(**body, truncate=False)
+        unshifted = await client.ask(**body, shift=False)
+
+    assert json.loads(whole["error"])["error"]["type"] == "exceed_context_size_error"
+    assert unshifted["error"].startswith("the prompt is longer than the context length")
 
 
 @pytest.mark.parametrize(

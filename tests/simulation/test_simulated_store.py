@@ -94,14 +94,57 @@ async def test_create_from_a_model_shares_its_runner_and_from_a_blob_does_not() 
     assert (shown["system"], shown["parameters"].split()) == ("be brief", ["top_k", "3"])
 
 
+async def test_create_tells_one_line_per_layer_and_which_are_new() -> None:
+    body = {"model": "derived", "from": CHAT, "system": "be brief", "license": ["A", "B"]}
+    async with simulated() as client:
+        first = await statuses_of(client, "/api/create", body)
+        again = await statuses_of(client, "/api/create", body)
+        copied = await statuses_of(client, "/api/create", {"model": "third", "from": "derived"})
+        lines = await statuses_of(
+            client, "/api/create", {"model": "fourth", "from": "third", "parameters": {"top_k": 3}}
+        )
+        shown = await (await client.post("/api/show", {"model": "fourth"})).json()
+
+    def kinds(statuses: list[str]) -> list[str]:
+        return [line.split(" ")[0] for line in statuses if " layer sha256:" in line]
+
+    assert kinds(first) == ["using"] * 2 + ["creating"] * 3
+    assert kinds(again) == kinds(copied) == ["using"] * 5
+    assert kinds(lines) == ["using"] * 5 + ["creating"]
+    assert (shown["license"], shown["details"]["parent_model"]) == ("A\nB", "third:latest")
+
+
+async def test_layers_go_with_the_last_model_that_has_them() -> None:
+    async with simulated() as client:
+        await statuses_of(client, "/api/create", {"model": "derived", "from": CHAT, "system": "be brief"})
+        (layer,) = (
+            one.digest
+            for one in client.server.store.find("derived").layers
+            if one.kind == "system"  # type: ignore[union-attr]
+        )
+        await client.post("/api/copy", {"source": "derived", "destination": "twin"})
+        held = []
+        for name in ("derived", "twin"):
+            held.append(client.server.store.has_blob(layer))
+            async with client.session.delete("/api/delete", json={"model": name}):
+                pass
+
+    assert [*held, client.server.store.has_blob(layer)] == [True, True, False]
+
+
 async def test_create_needs_a_source_and_known_blobs() -> None:
     async with simulated() as client:
         nothing = await client.post("/api/create", {"model": "x"})
-        unknown = await client.post("/api/create", {"model": "x", "files": {"a": DIGEST}})
-        malformed = await client.post("/api/create", {"model": "x", "files": {"a": "sha256:1"}})
+        unknown = await client.post("/api/create", {"model": "x", "files": {"a.gguf": DIGEST}})
+        nameless = await client.post("/api/create", {"model": "x", "files": {"a": DIGEST}})
+        empty = await client.post("/api/create", {"model": "x", "files": {"a": ""}})
+        outside = await client.post("/api/create", {"model": "x", "files": {"/a": DIGEST}})
 
         assert (await nothing.json())["error"] == "neither 'from' or 'files' was specified"
-        assert [nothing.status, unknown.status, malformed.status] == [400, 200, 400]
+        assert [nothing.status, unknown.status, nameless.status] == [400, 200, 400]
+        assert (await nameless.json())["error"] == "unknown type"
+        assert (empty.status, (await empty.json())["error"]) == (400, "invalid digest format")
+        assert (outside.status, (await outside.json())["error"]) == (400, "file path must be relative")
         assert lines_of(await unknown.text())[-1]["error"].endswith("no such file or directory")
 
 

@@ -18,6 +18,8 @@ from balancer.simulator.requests import (
     int_field,
     list_field,
     map_field,
+    number_field,
+    records_field,
     text_field,
 )
 
@@ -30,6 +32,7 @@ _ERROR_TYPES = {
     503: "overloaded_error",
     529: "overloaded_error",
 }
+_MESSAGE_TYPE = 'struct { Role string "json:\\"role\\""; Content json.RawMessage "json:\\"content\\"" }'
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "": ""}
 
 
@@ -47,10 +50,11 @@ def messages_request(body: Mapping[str, Any]) -> InferenceRequest:
     limit = int_field(body, "max_tokens") or 0
     if limit <= 0:
         raise Refusal(400, "max_tokens is required and must be positive")
-    messages = list_field(body, "messages")
+    messages = records_field(body, "messages", "[]anthropic.MessageParam", _MESSAGE_TYPE)
     if not messages:
         raise Refusal(400, "messages is required")
-    options: dict[str, Any] = {"num_predict": limit}
+    options: dict[str, Any] = {"num_predict": limit, "top_k": int_field(body, "top_k")}
+    options |= {name: number_field(body, name) for name in ("temperature", "top_p")}
     if stops := list_field(body, "stop_sequences"):
         options["stop"] = stops
     system = _text_of(body.get("system"))
@@ -60,7 +64,9 @@ def messages_request(body: Mapping[str, Any]) -> InferenceRequest:
         model=model,
         stream=bool(flag_field(body, "stream")),
         messages=(*history, *(native for message in messages for native in _native_messages(message))),
-        tools=tuple(_native_tool(tool) for tool in list_field(body, "tools")),
+        tools=tuple(
+            _native_tool(tool) for tool in records_field(body, "tools", "[]anthropic.Tool", "anthropic.Tool")
+        ),
         options=options,
         think=_think(body),
         relax_thinking=True,

@@ -17,12 +17,15 @@ from balancer.simulator.requests import (
     InferenceRequest,
     flag_field,
     int_field,
-    list_field,
     map_field,
+    number_field,
+    records_field,
     text_field,
 )
 
 _ERROR_TYPES = {400: "invalid_request_error", 404: "not_found_error"}
+_GO_TYPES = {type(None): "<nil>", bool: "bool", dict: "map[string]interface {}"}
+_SAMPLING = ("temperature", "top_p", "frequency_penalty", "presence_penalty")
 _DONE = b"data: [DONE]\n\n"
 _EFFORTS: Mapping[str, bool | str] = {
     "none": False,
@@ -68,7 +71,7 @@ def think_of_effort(effort: str) -> bool | str | None:
 
 def chat_request(body: Mapping[str, Any]) -> InferenceRequest:
     """Read a chat completion request. Raises: Refusal 400."""
-    messages = list_field(body, "messages")
+    messages = records_field(body, "messages", "[]openai.Message", "openai.Message")
     if not messages:
         raise Refusal(400, "[] is too short - 'messages'")
     reasoning = map_field(body, "reasoning")
@@ -78,8 +81,8 @@ def chat_request(body: Mapping[str, Any]) -> InferenceRequest:
         model=text_field(body, "model"),
         stream=bool(flag_field(body, "stream")),
         messages=tuple(native for message in messages for native in native_messages(message)),
-        tools=tuple(list_field(body, "tools")),
-        options=_options(body),
+        tools=tuple(records_field(body, "tools", "[]api.Tool", "api.Tool")),
+        options=_options(body, "float64"),
         format=_format(map_field(body, "response_format")),
         think=think_of_effort(effort),
         logprobs=bool(flag_field(body, "logprobs")),
@@ -95,7 +98,7 @@ def completion_request(body: Mapping[str, Any]) -> InferenceRequest:
         stream=bool(flag_field(body, "stream")),
         prompt=text_field(body, "prompt"),
         suffix=text_field(body, "suffix"),
-        options=_options(body),
+        options=_options(body, "float32"),
     )
 
 
@@ -108,8 +111,8 @@ def native_messages(message: Mapping[str, Any]) -> list[dict[str, Any]]:
         return [{"role": role, "content": content, **extra}]
     if isinstance(content, list):
         return [{"role": role, **_content_part(part)} for part in content]
-    if calls is None:
-        raise Refusal(400, "invalid message content type: <nil>")
+    if content is not None or calls is None:
+        raise Refusal(400, f"invalid message content type: {_GO_TYPES.get(type(content), 'float64')}")
     return [{"role": role, "content": "", **extra}]
 
 
@@ -140,14 +143,17 @@ def decoded_image_url(url: Any) -> str:
     return data
 
 
-def _options(body: Mapping[str, Any]) -> dict[str, Any]:
-    options: dict[str, Any] = {"temperature": body.get("temperature", 1.0)}
+def _options(body: Mapping[str, Any], go_float: str) -> dict[str, Any]:
+    options: dict[str, Any] = {name: number_field(body, name, go_float) for name in _SAMPLING}
     if (limit := int_field(body, "max_tokens")) is not None:
         options["num_predict"] = limit
     if (seed := int_field(body, "seed")) is not None:
         options["seed"] = seed
-    if stop := body.get("stop"):
-        options["stop"] = stop
+    stop = body.get("stop")
+    # A stop of any other type is ignored, as in Ollama.
+    stops = [stop] if isinstance(stop, str) else stop if isinstance(stop, list) else []
+    if stops := [one for one in stops if isinstance(one, str)]:
+        options["stop"] = stops
     return options
 
 

@@ -21,7 +21,9 @@ from balancer.simulator.requests import (
     int_field,
     list_field,
     map_field,
+    number_field,
     text_field,
+    unfit,
 )
 
 
@@ -34,10 +36,10 @@ def responses_request(body: Mapping[str, Any]) -> InferenceRequest:
     if isinstance(given, str):
         messages += [{"role": "user", "content": given}] if given else []
     elif isinstance(given, list):
-        messages += [message for item in given for message in _item_messages(item)]
+        messages += [message for n, item in enumerate(given) for message in _checked_item(n, item)]
     elif given is not None:
-        raise Refusal(400, "input must be a string or array")
-    options: dict[str, Any] = {"temperature": body.get("temperature", 1.0)}
+        raise Refusal(400, f"input {_not_text_or_list(given)}")
+    options: dict[str, Any] = {name: number_field(body, name) for name in ("temperature", "top_p")}
     if (limit := int_field(body, "max_output_tokens")) is not None:
         options["num_predict"] = limit
     return InferenceRequest(
@@ -64,6 +66,20 @@ def _native_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
         "parameters": tool.get("parameters") or {},
     }
     return {"type": "function", "function": function}
+
+
+def _checked_item(number: int, item: Any) -> list[dict[str, Any]]:
+    if not isinstance(item, Mapping):
+        value = 'struct { Type string "json:\\"type\\""; Role string "json:\\"role\\"" }'
+        raise Refusal(400, f"input[{number}]: {unfit(item, value)}")
+    content = item.get("content")
+    if item.get("type", "message") == "message" and not isinstance(content, str | list | None):
+        raise Refusal(400, f"input[{number}]: content {_not_text_or_list(content)}")
+    return _item_messages(item)
+
+
+def _not_text_or_list(value: Any) -> str:
+    return f"must be a string or array: {unfit(value, '[]json.RawMessage')}"
 
 
 def _item_messages(item: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -262,7 +278,15 @@ class ResponsesAnswer:
 
 
 def _echoed_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tool.get(name) for name in ("type", "name", "description", "strict", "parameters")}
+    """The tool as Ollama prints it; it keeps the parameters in a map, whose keys come out sorted."""
+    echoed = {name: tool.get(name) for name in ("type", "name", "description", "strict")}
+    return {**echoed, "parameters": _sorted(tool.get("parameters"))}
+
+
+def _sorted(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _sorted(item) for name, item in sorted(value.items())}
+    return [_sorted(item) for item in value] if isinstance(value, list) else value
 
 
 def _usage(part: Part) -> dict[str, Any]:

@@ -7,6 +7,8 @@ web layer sends them. Called by dialects/ and web/.
 from __future__ import annotations
 
 import json
+import re
+from decimal import Decimal
 from typing import Any, Protocol
 
 from balancer.simulator.answers import Part
@@ -21,6 +23,9 @@ _ESCAPES = str.maketrans(
     {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 )
 
+# What Python prints of a float that Go prints otherwise: 1.0, 1e-05, 1e-07.
+_UNLIKE_GO = re.compile(r"\d\.0(?!\d)|\de-0\d")
+
 
 def encode(value: Any, *, sort_keys: bool = False) -> bytes:
     """The value as Go's encoding/json writes it: no spaces, HTML characters escaped.
@@ -28,7 +33,33 @@ def encode(value: Any, *, sort_keys: bool = False) -> bytes:
     `sort_keys` is for what Ollama keeps in a map and not in a struct.
     """
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=sort_keys)
+    if _UNLIKE_GO.search(text):
+        text = _written(value, sort_keys=sort_keys)
     return text.translate(_ESCAPES).encode("utf-8", "replace")
+
+
+def _written(value: Any, *, sort_keys: bool) -> str:
+    """The value in JSON, floats in Go's notation; slower than what `encode` tries first."""
+    if isinstance(value, float):
+        return _number(value)
+    if isinstance(value, dict):
+        items = sorted(value.items()) if sort_keys else value.items()
+        inside = ",".join(
+            f"{json.dumps(name, ensure_ascii=False)}:{_written(item, sort_keys=sort_keys)}"
+            for name, item in items
+        )
+        return "{" + inside + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(_written(item, sort_keys=sort_keys) for item in value) + "]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _number(value: float) -> str:
+    """A float as Go writes it: whole ones without a point, small ones in full down to 0.000001."""
+    shown = repr(value).removesuffix(".0")
+    if "e-" not in shown:
+        return shown
+    return format(Decimal(shown), "f") if abs(value) >= 1e-6 else shown.replace("e-0", "e-")
 
 
 def event(data: Any, name: str = "", *, sort_keys: bool = False) -> bytes:

@@ -6,8 +6,6 @@ or loads one. Source: Ollama v0.33 server/routes.go, api/types.go.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from typing import Any
 
 from aiohttp import web
@@ -19,12 +17,32 @@ from balancer.simulator.errors import Refusal
 from balancer.simulator.inference import CLOUD_DISABLED
 from balancer.simulator.models import Model
 from balancer.simulator.names import is_cloud, parse_name
-from balancer.simulator.requests import decode_json, map_field, text_field
+from balancer.simulator.requests import decode_json, text_field
 from balancer.simulator.runner import Runner
 from balancer.simulator.web.framing import json_response, native_error, whole_response
 from balancer.simulator.web.parts import ServerParts
+from balancer.simulator.web.shown import details, shown
 
-_PARAMETER_COLUMN = 30
+# Source: Ollama v0.33 server/model_recommendations.go: what it tells until it has asked ollama.com.
+_RECOMMENDATIONS = (
+    {
+        "model": "glm-5.1:cloud",
+        "description": "Reasoning and code generation",
+        "context_length": 202752,
+        "max_output_tokens": 131072,
+    },
+    {
+        "model": "qwen3.5:cloud",
+        "description": "Reasoning, coding, and agentic tool use with vision",
+        "context_length": 262144,
+        "max_output_tokens": 32768,
+    },
+    {
+        "model": "gemma4",
+        "description": "Reasoning and code generation locally",
+        "vram_bytes": 12_000_000_000,
+    },
+)
 _SIGN_IN = "https://ollama.com/connect?name=simulated&key=simulated"
 
 
@@ -76,7 +94,7 @@ class CatalogueRoutes:
             body = decode_json(await request.read(), "ShowRequest")
             name = text_field(body, "model") or text_field(body, "name")
             model = self._find(name)
-            return json_response(request, _details_of(model, body))
+            return json_response(request, shown(model, body))
         except Refusal as error:
             return native_error(request, error)
 
@@ -109,7 +127,7 @@ class CatalogueRoutes:
         return json_response(request, {"error": message}, status=403)
 
     async def recommendations(self, request: web.Request) -> web.Response:
-        return json_response(request, {"recommendations": []})
+        return json_response(request, {"recommendations": list(_RECOMMENDATIONS)})
 
     def _find(self, name: str) -> Model:
         if not name:
@@ -129,18 +147,6 @@ def _with_head(path: str, handler: Any) -> list[web.RouteDef]:
     return [web.get(path, handler, allow_head=False), web.head(path, handler)]
 
 
-def _details(model: Model) -> dict[str, Any]:
-    weights = model.weights
-    return {
-        "parent_model": model.parent,
-        "format": "gguf",
-        "family": weights.family,
-        "families": [weights.family],
-        "parameter_size": weights.parameter_size,
-        "quantization_level": weights.quantization,
-    }
-
-
 def _tag(model: Model) -> dict[str, Any]:
     name, weights = model.name.display(), model.weights
     lengths = {"context_length": weights.trained_context, "embedding_length": weights.embedding_length}
@@ -148,9 +154,9 @@ def _tag(model: Model) -> dict[str, Any]:
         "name": name,
         "model": name,
         "modified_at": model.modified_at.astimezone().isoformat(),
-        "size": weights.size_bytes + len(model.template) + len(model.system) + len(model.license),
+        "size": sum(layer.size_bytes for layer in model.layers),
         "digest": model.digest,
-        "details": {**_details(model), **lengths},
+        "details": {**details(model), **lengths},
         "capabilities": list(weights.capabilities),
     }
 
@@ -162,7 +168,7 @@ def _process(runner: Runner) -> dict[str, Any]:
         "model": name,
         "size": runner.size.total_bytes,
         "digest": runner.model.digest,
-        "details": _details(runner.model),
+        "details": details(runner.model),
         "expires_at": runner.expires_at.isoformat(),
         "size_vram": runner.size.device_bytes,
         "context_length": runner.options.num_ctx,
@@ -172,67 +178,3 @@ def _process(runner: Runner) -> dict[str, Any]:
 def _openai_model(model: Model, id: str) -> dict[str, Any]:
     created = int(model.modified_at.timestamp())
     return {"id": id, "object": "model", "created": created, "owned_by": parse_name(id).namespace}
-
-
-def _details_of(model: Model, body: Mapping[str, Any]) -> dict[str, Any]:
-    """What /api/show answers; empty texts and lists are omitted, model_info never is."""
-    system = text_field(body, "system") or model.system
-    shown: dict[str, Any] = {
-        "license": model.license,
-        "modelfile": _modelfile(model, {**model.parameters, **map_field(body, "options")}),
-        "parameters": "\n".join(_parameter_lines(model.parameters)),
-        "template": model.template,
-        "system": system,
-    }
-    shown = {name: value for name, value in shown.items() if value}
-    shown["details"] = _details(model)
-    if model.messages:
-        shown["messages"] = list(model.messages)
-    shown["model_info"] = _model_info(model)
-    shown["tensors"] = [
-        {"name": f"blk.{block}.attn_q.weight", "type": model.weights.quantization, "shape": [3072, 3072]}
-        for block in range(model.weights.block_count)
-    ]
-    shown["capabilities"] = list(model.weights.capabilities)
-    shown["modified_at"] = model.modified_at.astimezone().isoformat()
-    return shown
-
-
-def _model_info(model: Model) -> dict[str, Any]:
-    weights = model.weights
-    family = weights.family
-    return {
-        "general.architecture": family,
-        "general.file_type": 1 if weights.is_embedding else 15,
-        "general.parameter_count": weights.parameter_count,
-        f"{family}.attention.head_count": weights.head_count,
-        f"{family}.attention.head_count_kv": weights.head_count_kv,
-        f"{family}.block_count": weights.block_count,
-        f"{family}.context_length": weights.trained_context,
-        f"{family}.embedding_length": weights.embedding_length,
-        **({f"{family}.pooling_type": 1} if weights.is_embedding else {}),
-    }
-
-
-def _modelfile(model: Model, parameters: Mapping[str, Any]) -> str:
-    lines = [
-        '# Modelfile generated by "ollama show" (simulated)',
-        "# To build a new Modelfile based on this, replace FROM with:",
-        f"# FROM {model.name.display()}",
-        "",
-        f"FROM {model.weights.path}",
-        f'TEMPLATE """{model.template}"""',
-    ]
-    if model.system:
-        lines.append(f'SYSTEM """{model.system}"""')
-    lines += [f"PARAMETER {re.sub(' +', ' ', line)}" for line in _parameter_lines(parameters)]
-    return "\n".join(lines) + "\n"
-
-
-def _parameter_lines(parameters: Mapping[str, Any]) -> list[str]:
-    lines = []
-    for name, value in parameters.items():
-        for one in value if isinstance(value, list) else [value]:
-            shown = encode(one).decode()
-            lines.append(f"{name:<{_PARAMETER_COLUMN}} {shown}")
-    return lines

@@ -100,14 +100,19 @@ class EmbeddingRoutes:
             wanted = EmbedRequest(
                 model=text_field(body, "model"),
                 inputs=(prompt,) if prompt else (),
+                truncate=False,
                 keep_alive=keep_alive_field(body),
                 options=map_field(body, "options"),
             )
             strike_model(self._parts, request, wanted.model)
             model = self._find(wanted.model, missing="model is required")
-            done = await self._run(wanted, model)
         except Refusal as error:
             return native_error(request, error)
+        try:
+            done = await self._run(wanted, model)
+        except Refusal as error:
+            # Only a full queue keeps its status here.
+            return native_error(request, error if error.status == 503 else Refusal(500, error.message))
         length = model.weights.embedding_length
         vector = vectors.raw_vector(model.weights.digest, done.texts[0], length) if done.texts else []
         return json_response(request, {"embedding": vector})

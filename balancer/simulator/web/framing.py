@@ -117,6 +117,8 @@ class ChunkedStream:
     async def _started(self) -> web.StreamResponse:
         if self._response is None:
             self._response = web.StreamResponse(headers=self._headers)
+            if not self._request.keep_alive:
+                self._response.headers.pop("Connection", None)
             if can_chunk(self._request):
                 self._response.enable_chunked_encoding()
             await self._response.prepare(self._request)

@@ -44,8 +44,15 @@ _ORIGIN_SCHEMES = ("app", "file", "tauri", "vscode-webview", "vscode-file")
 _PRIVATE_NETWORKS = tuple(
     ipaddress.ip_network(net) for net in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")
 )
+_ALLOWED_HEADERS = (
+    *("Authorization", "Content-Type", "User-Agent", "Accept", "X-Requested-With", "Openai-Beta"),
+    *("X-Stainless-Arch", "X-Stainless-Async", "X-Stainless-Custom-Poll-Interval"),
+    *("X-Stainless-Helper-Method", "X-Stainless-Lang", "X-Stainless-Os", "X-Stainless-Package-Version"),
+    *("X-Stainless-Poll-Helper", "X-Stainless-Retry-Count", "X-Stainless-Runtime"),
+    *("X-Stainless-Runtime-Version", "X-Stainless-Timeout"),
+)
 _PREFLIGHT = {
-    "Access-Control-Allow-Headers": "Authorization,Content-Type,User-Agent,Accept,X-Requested-With",
+    "Access-Control-Allow-Headers": ",".join(_ALLOWED_HEADERS),
     "Access-Control-Allow-Methods": "GET,POST,PUT,PATCH,DELETE,HEAD,OPTIONS",
     "Access-Control-Max-Age": "43200",
 }
@@ -116,6 +123,9 @@ async def name_origin(request: web.Request, response: web.StreamResponse) -> Non
     if origin and response.status != 403:
         response.headers["Access-Control-Allow-Origin"] = origin
         response.headers["Vary"] = "Origin"
+        if request.method == "OPTIONS":
+            response.headers.add("Vary", "Access-Control-Request-Method")
+            response.headers.add("Vary", "Access-Control-Request-Headers")
 
 
 def _record(parts: ServerParts, request: web.Request) -> None:
@@ -190,17 +200,22 @@ def _not_found(request: web.Request) -> web.StreamResponse:
 def _refused_by_name(parts: ServerParts, request: web.Request) -> web.Response | None:
     """The empty 403 of a foreign Origin or Host, and the 204 of a preflight.
 
-    Source: Ollama v0.33 server/routes.go allowedHost; Host is only checked on
-    listeners of the loopback.
+    Host is only checked on listeners of the loopback, where OPTIONS needs no
+    Origin when Host is a name. Source: Ollama v0.33 server/routes.go allowedHostsMiddleware.
     """
     host = request.headers.get("Host", "")
     origin = request.headers.get("Origin", "")
     if origin and not _origin_allowed(origin, host):
         return web.Response(status=403)
-    if request.method == "OPTIONS" and (methods := _allowed_methods(request)):
-        return web.Response(status=204, headers={**(_PREFLIGHT if origin else {}), "Allow": methods})
-    if _is_loopback(parts.config.host) and not host_allowed(host):
+    allowed = {"Allow": methods} if (methods := _allowed_methods(request)) else {}
+    if request.method == "OPTIONS" and origin:
+        return web.Response(status=204, headers={**_PREFLIGHT, **allowed})
+    if not _is_loopback(parts.config.host):
+        return None
+    if not host_allowed(host):
         return web.Response(status=403)
+    if request.method == "OPTIONS" and not _is_address(host):
+        return web.Response(status=204, headers=allowed)
     return None
 
 
@@ -223,6 +238,15 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _is_address(header: str) -> bool:
+    """Whether a Host header holds an IP address and no name."""
+    try:
+        ipaddress.ip_address(urlsplit(f"//{header}").hostname or "")
+    except ValueError:
+        return False
+    return True
 
 
 def host_allowed(header: str) -> bool:

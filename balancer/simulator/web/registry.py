@@ -70,8 +70,7 @@ class RegistryRoutes:
         try:
             body = decode_json(await request.read(), "CreateRequest")
             name = _valid_name(_either_name(body))
-            for digest in map_field(body, "files").values():
-                _checked_digest(str(digest))
+            _check_files(map_field(body, "files"))
         except Refusal as error:
             return native_error(request, error)
         return await self._report(request, body, self._create(name, body))
@@ -95,6 +94,8 @@ class RegistryRoutes:
         """Remove a name. A runner of it stays loaded until its keep_alive ends."""
         try:
             name = _either_name(decode_json(await request.read(), "DeleteRequest"))
+            if not name:
+                raise Refusal(400, "model is required")
             if not parse_name(name).is_valid:
                 raise Refusal(400, f'name "{name}" is invalid')
             model = self._parts.store.find(name)
@@ -195,22 +196,29 @@ class RegistryRoutes:
     async def _create(self, name: str, body: Mapping[str, Any]) -> Progress:
         origin, files = text_field(body, "from"), map_field(body, "files")
         if origin:
+            _valid_name(origin)
             async for line in self._pull_if_missing(origin):
                 yield line
             base = self._parts.store.find(origin)
             if base is None:
                 raise Refusal(500, _NO_MANIFEST)
-            yield {"status": f"using existing layer {base.weights.digest}"}
-        elif files:
+        elif body.get("files") is not None:
+            if not any(self._may_be_gguf(file, str(digest)) for file, digest in files.items()):
+                raise Refusal(400, "unknown type")
             yield {"status": "parsing GGUF"}
             base = self._model_of_files(name, files)
         else:
             raise Refusal(400, "neither 'from' or 'files' was specified")
         model = _derived(base, name, body)
-        for layer in ("template", "system", "parameters", "license"):
-            if body.get(layer):
-                digest = hashlib.sha256(encode(body[layer])).hexdigest()
-                yield {"status": f"creating new layer sha256:{digest}"}
+        replaced = _replaced_kinds(model, body)
+        kept = [layer for layer in base.layers if layer.kind not in replaced]
+        digests = {layer.digest for layer in kept}
+        for layer in kept:
+            yield {"status": f"using existing layer {layer.digest}"}
+        for layer in model.layers:
+            if layer.digest not in digests:
+                known = self._parts.store.has_blob(layer.digest)
+                yield {"status": f"{'using existing' if known else 'creating new'} layer {layer.digest}"}
         yield {"status": "writing manifest"}
         self._parts.store.put(model)
         yield {"status": "success"}
@@ -220,9 +228,14 @@ class RegistryRoutes:
             async for line in self._pull(name):
                 yield line
 
+    def _may_be_gguf(self, file: str, digest: str) -> bool:
+        """Whether a file is read as GGUF: by its name, else by how it begins."""
+        return file.endswith(".gguf") or self._parts.store.is_gguf(digest)
+
     def _model_of_files(self, name: str, files: Mapping[str, Any]) -> Model:
         """A new model from uploaded blobs; its weights are written anew, so their digest differs."""
         digest = str(next(iter(files.values())))
+        _checked_digest(digest)
         if not self._parts.store.has_blob(digest):
             path = f"/simulated/blobs/{digest.replace(':', '-')}"
             raise Refusal(500, f"open {path}: no such file or directory")
@@ -238,7 +251,8 @@ class RegistryRoutes:
 
 
 def _derived(base: Model, name: str, body: Mapping[str, Any]) -> Model:
-    lines = body.get("license")
+    given = body.get("license")
+    licenses = [given] if isinstance(given, str) else given if isinstance(given, list) else []
     return replace(
         base,
         name=parse_name(name),
@@ -247,9 +261,25 @@ def _derived(base: Model, name: str, body: Mapping[str, Any]) -> Model:
         parameters={**base.parameters, **map_field(body, "parameters")},
         system=text_field(body, "system") or base.system,
         template=text_field(body, "template") or base.template,
-        license="\n".join(lines) if isinstance(lines, list) else str(lines or base.license),
+        licenses=(*base.licenses, *(str(text) for text in licenses if text)),
         messages=tuple(list_field(body, "messages")) or base.messages,
     )
+
+
+def _replaced_kinds(model: Model, body: Mapping[str, Any]) -> set[str]:
+    """The kinds of layers that a create writes anew; parameters are always merged and written."""
+    fields = {"template": "template", "system": "system", "messages": "messages"}
+    kinds = {kind for name, kind in fields.items() if body.get(name)}
+    return kinds | ({"params"} if model.parameters else set())
+
+
+def _check_files(files: Mapping[str, Any]) -> None:
+    """Raises: Refusal 400 for what is refused before any line is told."""
+    for file, digest in files.items():
+        if file.startswith("/") or ".." in file.split("/"):
+            raise Refusal(400, "file path must be relative")
+        if not digest:
+            raise Refusal(400, "invalid digest format")
 
 
 def _either_name(body: Mapping[str, Any]) -> str:
