@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+
 from tests.fakes.raw_client import request
 from tests.fakes.running_balancer import balancing, until
 from tests.fakes.scripted_instance import DONE, END, ScriptedInstance, Send, Stall, Wait, chunk, head
@@ -26,7 +28,7 @@ async def test_answer_that_needs_no_more_than_the_grace_ends_whole() -> None:
         await stopping
 
 
-async def test_answer_that_needs_more_is_told_not_to_be_whole(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+async def test_answer_that_needs_more_is_told_not_to_be_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("balancer.app._STOP_GRACE_SECONDS", 0.05)
     async with ScriptedInstance().running() as one, balancing(one) as running:
         one.play(Send(STREAMED + chunk(LINE)), Stall())
