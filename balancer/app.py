@@ -69,7 +69,7 @@ class Balancer:
             metrics=self.metrics,
             log=log,
             clock=self.clock,
-            known_model=lambda model: model in self.fleet.models(),
+            known_model=self.fleet.knows,
         )
         self.dispatcher = Dispatcher(
             fleet=self.fleet,

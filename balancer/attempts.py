@@ -70,6 +70,8 @@ class Attempts:
                 break
             except InstanceError as error:
                 self._failed(lease, record, error)
+                if not error.retryable:
+                    raise
                 failure, ticket = error, ticket.excluding(lease.instance)
             except BaseException:
                 self._return(lease, record, Outcome(verdict=Verdict.NEUTRAL, kind="cancelled"))

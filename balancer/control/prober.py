@@ -65,11 +65,9 @@ class Prober:
         self._clock = clock
         self._log = log
         self._find_local = find_local
-        self._reading: dict[InstanceId, asyncio.Task[None]] = {}
         self._renewing: dict[InstanceId, _Renewal] = {}
         self._nudges: dict[InstanceId, asyncio.Event] = {}
         self._blobs: dict[str, str] = {}
-        self._probed_at: dict[InstanceId, float] = {}
         self._changed_at = float("-inf")
         self._looked_at: dict[InstanceId, float] = {}
         self._warned: set[InstanceId] = set()
@@ -104,7 +102,7 @@ class Prober:
             self._log.info("instance_up", instance=instance.id, version=instance.version)
             self._warn_of_slots(instance)
         elif self._age(instance) >= self._times.interval_seconds / 2:
-            self._start_reading(instance)
+            self._renew(instance, self._clock.monotonic())
 
     async def refresh(self, older_than_seconds: float, wait_seconds: float) -> None:
         """Read anew the lists of usable instances that are older than so many seconds, and wait for
@@ -140,7 +138,7 @@ class Prober:
         nudge = self._nudges.setdefault(instance.id, asyncio.Event())
         while True:
             nudge.clear()
-            self._probed_at[instance.id] = self._clock.monotonic()
+            probed_at = self._clock.monotonic()
             await self._guarded(instance, self.run_once)
             self._note_first_round(instance)
             settled = instance.health.state is HealthState.UP and not instance.suspect
@@ -152,7 +150,7 @@ class Prober:
                     await nudge.wait()
             except TimeoutError:
                 continue
-            since_probe = self._clock.monotonic() - self._probed_at[instance.id]
+            since_probe = self._clock.monotonic() - probed_at
             await asyncio.sleep(max(0.0, _LOOK_SECONDS - since_probe))
             self._renew(instance, self._clock.monotonic())
 
@@ -187,23 +185,11 @@ class Prober:
             self._renewing[instance.id] = _Renewal(task, now)
 
     async def _read_anew(self, instance: Instance) -> None:
-        """Wait for a reading that is under way, and for another where that one began too early."""
+        """Read its lists, and once more where something changed while they were read."""
         for _ in range(2):
-            reading = self._start_reading(instance)
-            if reading is not None:
-                await asyncio.wait((reading,))
+            await self._guarded(instance, self._read_lists)
             if instance.inventory is None or self._current(instance.inventory, instance):
                 return
-
-    def _start_reading(self, instance: Instance) -> asyncio.Task[None] | None:
-        """The reading of its lists that is under way, or a new one; None once the prober has ended."""
-        task = self._reading.get(instance.id)
-        if task is not None and not task.done():
-            return task
-        if self._group is None:
-            return None
-        self._reading[instance.id] = self._group.create_task(self._guarded(instance, self._read_lists))
-        return self._reading[instance.id]
 
     async def _read_lists(self, instance: Instance) -> None:
         incarnation, began_at = instance.incarnation, self._clock.monotonic()

@@ -88,6 +88,10 @@ class Fleet:
         instance.drained = drained
         self._tell(self._on_change, instance)
 
+    def knows(self, model: str) -> bool:
+        """Whether some usable instance has the model."""
+        return any(each.inventory is not None and model in each.inventory.models for each in self.usable())
+
     def models(self) -> set[ModelName]:
         """Every model that some usable instance has."""
         return {name for each in self.usable() if each.inventory for name in each.inventory.models}

@@ -7,7 +7,7 @@ single store the answer passes byte for byte.
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import msgspec
@@ -15,7 +15,7 @@ import msgspec
 from balancer.clock import Clock
 from balancer.core.names import ModelName
 from balancer.core.operation import Operation
-from balancer.errors import InstanceError, NoInstance, UnknownModel
+from balancer.errors import FleetError, InstanceError, NoInstance, UnknownModel
 from balancer.fleet.fleet import Fleet
 from balancer.fleet.instance import Instance
 from balancer.forwarding.downstream import BodySource, Sink, send_whole
@@ -91,7 +91,8 @@ class Stores:
                 return await self._pass(instances[0], request, sink)
             return await self._spread(instances, request, sink)
         finally:
-            self._changed()
+            if request.operation.variant is not None:  # a blob is no model yet
+                self._changed()
 
     async def _find(self, operation: Operation) -> Sequence[Instance]:
         """The instances that it concerns; a model that none seems to have is looked for once more."""
@@ -131,9 +132,14 @@ class Stores:
         self._changed()
 
     async def _quietly(self, instance: Instance, request: UpstreamRequest) -> None:
-        answer = await self._ask(instance, request, timeout_seconds=_UNLOAD_SECONDS)
-        if answer.exchange is not None:
-            await _read(answer.exchange)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_UNLOAD_SECONDS):
+                answer = await self._ask(instance, request)
+                if answer.exchange is not None:
+                    try:
+                        await _read(answer.exchange)
+                    finally:
+                        answer.exchange.cancel()
 
     async def _pass(self, instance: Instance, request: StoreRequest, sink: Sink) -> Relayed:
         body = request.body if isinstance(request.body, bytes) else request.body.pieces()
@@ -183,17 +189,13 @@ class Stores:
             group.create_task(tee.run())
         return [each.result() for each in uploads]
 
-    async def _ask(
-        self, instance: Instance, request: UpstreamRequest, *, timeout_seconds: float | None = None
-    ) -> _Answer:
+    async def _ask(self, instance: Instance, request: UpstreamRequest) -> _Answer:
+        """What one instance answers; that it does not, or that we cannot ask it, is an answer too."""
         try:
-            async with asyncio.timeout(timeout_seconds):
-                exchange = await self._client.exchange(instance.id, instance.spec.url, request)
-                return _Answer(instance, exchange, await exchange.response())
-        except InstanceError as error:
+            exchange = await self._client.exchange(instance.id, instance.spec.url, request)
+            return _Answer(instance, exchange, await exchange.response())
+        except (InstanceError, FleetError) as error:
             return _Answer(instance, error=str(error))
-        except TimeoutError:
-            return _Answer(instance, error=f"no answer in {timeout_seconds:g} s")
 
 
 @asynccontextmanager
@@ -206,12 +208,14 @@ async def _tasks() -> AsyncIterator[asyncio.TaskGroup]:
         raise failures.exceptions[0] from failures
 
 
-def _upstream(request: StoreRequest, body: object, length: int | None) -> UpstreamRequest:
+def _upstream(
+    request: StoreRequest, body: bytes | AsyncIterator[bytes], length: int | None
+) -> UpstreamRequest:
     return UpstreamRequest(
         method=request.method,
         target=request.operation.upstream_path,
         headers=request.headers,
-        body=body,  # type: ignore[arg-type]
+        body=body,
         length=length,
     )
 

@@ -67,6 +67,7 @@ class Connection(RequestHandler):
             max_headers=limits.header_count,
             auto_decompress=False,
             lingering_time=_LINGER_SECONDS,
+            # aiohttp takes None for no access log; only its annotation does not say so.
             access_log=None,  # type: ignore[arg-type]
             logger=_QUIET,
         )

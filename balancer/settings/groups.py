@@ -189,7 +189,7 @@ class LimitsSettings(Group):
         default=None,
         ge=1,
         le=1_000_000,
-        description="The most client connections at once. null: four fifths of the open files allowed.",
+        description="The most client connections at once. null: 45 % of the open files allowed.",
     )
     header_seconds: Number = Field(
         default=10.0, gt=0, le=3600, description="Time for a request's headers to arrive, in seconds."
@@ -210,7 +210,7 @@ class LimitsSettings(Group):
         default=4 * MIB,
         ge=MIB,
         le=GIB,
-        description="What is kept of an answer for a slow reader, in bytes; one further behind is cut off.",
+        description="What is kept of a stream for a slow reader, in bytes; whoever reads none is cut off.",
     )
 
 

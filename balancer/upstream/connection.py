@@ -48,7 +48,6 @@ class Connection(asyncio.Protocol):
         self._exchange: Exchange | None = None
         self._phase = _Phase.IDLE
         self._drained: asyncio.Future[None] | None = None
-        self.exchanges = 0
         self.closed = False
 
     # -- used by the pool and the client
@@ -65,7 +64,6 @@ class Connection(asyncio.Protocol):
         self._reusable = False
         self._reset_head()
         self._phase = _Phase.HEAD
-        self.exchanges += 1
         exchange = self._exchange
         if self.closed:
             self._fail()

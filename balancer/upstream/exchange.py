@@ -18,7 +18,9 @@ from balancer.protocol.headers import Headers, header
 
 _STREAMS = frozenset({"application/x-ndjson", "text/event-stream"})
 _IDLE_SECONDS = 1.0
+"""A stream's reader that took nothing for so long does not read."""
 _BURST = 4
+"""So many times the bound are held of a stream at the very most."""
 _HTTP_CHUNK_HELD_BYTES = 65536
 """An HTTP chunk that came in part is held for its rest up to this size, so that boundaries stay."""
 

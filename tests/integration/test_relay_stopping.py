@@ -61,3 +61,18 @@ async def test_request_that_waits_is_told_to_come_again() -> None:
             await stopping
 
         assert (answer.status, answer.header("Retry-After")) == (503, "1")
+
+
+async def test_unload_waits_for_no_instance_that_begins_an_answer_and_stalls(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A model that stays resident must not hold up its own unload for ever."""
+    monkeypatch.setattr("balancer.forwarding.stores._UNLOAD_SECONDS", 0.1)
+    async with ScriptedInstance().running() as one:
+        one.lies = {"/api/ps": b'{"models":[{"name":"m","digest":"d"}]}'}
+        async with balancing(one) as running:
+            one.play(Send(STREAMED), Stall())
+
+            answer = await running.ask("/api/generate", {"model": "m", "keep_alive": 0})
+
+            assert (answer.status, len(one.requests)) == (200, 2)
