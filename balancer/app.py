@@ -18,12 +18,15 @@ from balancer.admission.queue import RequestQueue
 from balancer.attempts import Attempts
 from balancer.clock import Clock, SystemClock
 from balancer.control.lag import LagWatch
+from balancer.control.loader import Loader
 from balancer.control.prober import Prober, ProbeTimes
 from balancer.core.names import canonical_name
 from balancer.core.ticket import InstanceId
 from balancer.dispatch import Dispatcher
+from balancer.fleet.breaker import BreakerPolicy, Breakers
+from balancer.fleet.device_ledger import DeviceLedger
 from balancer.fleet.fleet import Fleet
-from balancer.fleet.health import Health
+from balancer.fleet.health import Health, HealthPolicy
 from balancer.fleet.instance import Instance, InstanceSpec
 from balancer.forwarding.answers import Answers
 from balancer.forwarding.stores import Stores
@@ -31,14 +34,13 @@ from balancer.frontend.listener import Listener
 from balancer.pipeline import Pipeline, Policy
 from balancer.provisioning.local import LocalOllama, find_local_ollama
 from balancer.scheduling.scheduler import Scheduler
-from balancer.settings import InstanceSettings, Settings
+from balancer.settings import InstanceSettings, Settings, refuse_fixed_changes
 from balancer.telemetry.logs import Logger
 from balancer.telemetry.metrics import Metrics
 from balancer.upstream.client import UpstreamClient
 from balancer.upstream.control_client import ControlClient
 
 _UPSTREAM_IDLE_SECONDS = 60.0
-_STOP_GRACE_SECONDS = 5.0
 _TELL_SECONDS = 1.0
 _FIRST_PROBES_SECONDS = 1.0
 
@@ -63,7 +65,7 @@ class Balancer:
         self.clock = clock or SystemClock()
         self.metrics = Metrics()
         self.metrics.build_info.labels(__version__).set(1)
-        self.fleet = Fleet(_instance(each, settings) for each in _chosen(settings))
+        self.fleet = Fleet((_instance(each, settings) for each in _chosen(settings)), clock=self.clock)
         self.queue = RequestQueue(limit=settings.limits.queue_requests)
         self.ledger = Ledger(
             metrics=self.metrics,
@@ -71,36 +73,61 @@ class Balancer:
             clock=self.clock,
             known_model=self.fleet.knows,
         )
-        self.dispatcher = Dispatcher(
-            fleet=self.fleet,
-            queue=self.queue,
-            scheduler=Scheduler(self.fleet, strategy=settings.strategy.value, random=random or Random()),
-            clock=self.clock,
-            on_decision=self.ledger.decided,
-        )
         self.client = UpstreamClient(
             connect_seconds=settings.limits.connect_seconds,
             idle_seconds=_UPSTREAM_IDLE_SECONDS,
             buffer_bytes=settings.limits.stream_buffer_bytes,
         )
-        self.fleet.listen(on_down=self._went_down)
         self.control = ControlClient()
         self.prober = Prober(
             fleet=self.fleet,
             client=self.control,
-            times=ProbeTimes(
-                interval_seconds=settings.health.interval_seconds,
-                timeout_seconds=settings.health.timeout_seconds,
-            ),
+            times=_probe_times(settings),
             clock=self.clock,
             log=log,
             find_local=_find_local,
         )
-        self.report = Report(
-            fleet=self.fleet, queue=self.queue, ledger=self.ledger, metrics=self.metrics, clock=self.clock
+        self.loader = Loader(
+            fleet=self.fleet,
+            client=self.client,
+            memory=DeviceLedger(),
+            look=self.prober.look,
+            metrics=self.metrics,
+            clock=self.clock,
+            log=log,
         )
+        self.scheduler = Scheduler(self.fleet, strategy=settings.strategy.value, random=random or Random())
+        self.dispatcher = Dispatcher(
+            fleet=self.fleet,
+            queue=self.queue,
+            scheduler=self.scheduler,
+            clock=self.clock,
+            load=self.loader.begin,
+            on_decision=self.ledger.decided,
+        )
+        self.fleet.listen(on_down=self._went_down)
+        self.report = Report(
+            fleet=self.fleet,
+            queue=self.queue,
+            ledger=self.ledger,
+            metrics=self.metrics,
+            clock=self.clock,
+            stopping=self._is_stopping,
+        )
+        self.attempts = Attempts(
+            fleet=self.fleet,
+            dispatcher=self.dispatcher,
+            client=self.client,
+            ledger=self.ledger,
+            refresh=self.prober.refresh,
+            look=self.prober.look,
+            clock=self.clock,
+            silent_seconds=settings.limits.stream_idle_seconds,
+        )
+        self.budget = BodyBudget(settings.limits.body_memory_bytes)
+        self.pipeline = self._pipeline()
         self.listener = Listener(
-            address=settings.listen, limits=settings.limits, handler=self._pipeline(), clock=self.clock
+            address=settings.listen, limits=settings.limits, handler=self.pipeline, clock=self.clock
         )
         self.admin = AdminListener(address=settings.admin_listen, report=self.report)
         self.metrics_listener = (
@@ -108,6 +135,35 @@ class Balancer:
             if settings.metrics_listen is not None
             else None
         )
+
+    def apply(self, settings: Settings) -> None:
+        """Take over other settings whole, in one step: what is under way goes on, what comes later
+        finds the new ones. An instance whose name and URL stay keeps its state.
+
+        Raises:
+            SettingsError: something changes that is fixed while the balancer runs; nothing was taken over.
+        """
+        refuse_fixed_changes(self.settings, settings)
+        self.settings = settings
+        limits = settings.limits
+        self.scheduler.use(settings.strategy.value)
+        self.queue.limit = limits.queue_requests
+        self.budget.limit_bytes = limits.body_memory_bytes
+        self.client.use(connect_seconds=limits.connect_seconds, buffer_bytes=limits.stream_buffer_bytes)
+        self.attempts.silent_seconds = limits.stream_idle_seconds
+        self.prober.times = _probe_times(settings)
+        self.pipeline.policy = _policy(settings)
+        self.listener.use(limits)
+        self.fleet.replace([self._kept_or_new(each, settings) for each in _chosen(settings)])
+        self.client.keep_only({each.spec.url for each in self.fleet.instances()})
+
+    def _kept_or_new(self, each: InstanceSettings, settings: Settings) -> Instance:
+        fresh = _instance(each, settings)
+        kept = self.fleet.get(fresh.id) if fresh.id in self.fleet else None
+        if kept is None or kept.spec.url != fresh.spec.url:
+            return fresh
+        kept.respecify(fresh)
+        return kept
 
     async def run(self, stop: asyncio.Event, *, opened: Callable[[Addresses], None] = lambda _: None) -> None:
         """Serve until `stop` is set. `opened` is called once all listeners accept.
@@ -127,6 +183,7 @@ class Balancer:
             async with asyncio.TaskGroup() as group:
                 loops = [
                     group.create_task(self.prober.run()),
+                    group.create_task(self.loader.run()),
                     group.create_task(LagWatch(metrics=self.metrics, clock=self.clock).run()),
                 ]
                 await self._first_probes()
@@ -137,20 +194,19 @@ class Balancer:
                     loop.cancel()
 
     async def _stop(self) -> None:
-        """Take nothing new, give answers under way some time, and tell the clients of those that need
-        more that they are not whole."""
-        self.listener.stop_accepting()
+        """Not ready any more and nothing new lent, while the listener still says so; then wait for the
+        answers under way, and tell the clients of those that need longer that they are not whole."""
         self.dispatcher.stop()
-        await self._idle(_STOP_GRACE_SECONDS)
+        self.log.info("stopping", requests=len(self.ledger.live()))
+        under_way = self.ledger.live()
+        await self.ledger.ended(under_way, within_seconds=self.settings.limits.stop_seconds)
+        self.listener.stop_accepting()
         self.client.break_off("the balancer was stopped before the answer was complete")
-        await self._idle(_TELL_SECONDS)
+        await self.ledger.ended(under_way, within_seconds=_TELL_SECONDS)
         await self.listener.close()
 
-    async def _idle(self, within_seconds: float) -> None:
-        """Until no request is under way, or so long."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(within_seconds):
-                await self.ledger.idle.wait()
+    def _is_stopping(self) -> bool:
+        return self.dispatcher.stopping
 
     async def _first_probes(self) -> None:
         """Give the instances a moment, that the first request is not told that there are none."""
@@ -161,26 +217,21 @@ class Balancer:
     def _went_down(self, instance: Instance) -> None:
         """Requests that wait there for a first byte can go elsewhere."""
         self.log.warning("instance_down", instance=instance.id, error=instance.health.last_error)
-        self.client.abandon(instance.id, "the instance went down")
+        self.client.abandon(instance.spec.url, "the instance went down")
 
     def _addresses(self) -> Addresses:
         metrics = self.metrics_listener.url if self.metrics_listener is not None else None
         return Addresses(self.listener.url, self.admin.url, metrics)
 
     def _pipeline(self) -> Pipeline:
-        settings = self.settings
-        attempts = Attempts(
-            fleet=self.fleet,
-            dispatcher=self.dispatcher,
-            client=self.client,
-            ledger=self.ledger,
-            refresh=self.prober.refresh,
-            look=self.prober.look,
-            clock=self.clock,
-        )
         return Pipeline(
-            attempts=attempts,
-            answers=Answers(fleet=self.fleet, refresh=self.prober.refresh, waiting=self.queue.__len__),
+            attempts=self.attempts,
+            answers=Answers(
+                fleet=self.fleet,
+                refresh=self.prober.refresh,
+                waiting=self.queue.__len__,
+                stopping=self._is_stopping,
+            ),
             stores=Stores(
                 fleet=self.fleet,
                 client=self.client,
@@ -189,19 +240,30 @@ class Balancer:
                 changed=self.prober.changed,
             ),
             ledger=self.ledger,
-            budget=BodyBudget(settings.limits.body_memory_bytes),
-            policy=Policy(
-                body_bytes=settings.limits.body_bytes,
-                headers_bytes=settings.limits.headers_bytes,
-                queue_seconds=settings.limits.queue_seconds,
-                allow_model_changes=settings.allow_model_changes,
-                cors_origins=frozenset(settings.cors_origins),
-                loopback_only=settings.listen.loopback,
-                own_name=socket.gethostname(),
-            ),
+            budget=self.budget,
+            policy=_policy(self.settings),
             clock=self.clock,
             log=self.log,
         )
+
+
+def _policy(settings: Settings) -> Policy:
+    return Policy(
+        body_bytes=settings.limits.body_bytes,
+        headers_bytes=settings.limits.headers_bytes,
+        queue_seconds=settings.limits.queue_seconds,
+        allow_model_changes=settings.allow_model_changes,
+        cors_origins=frozenset(settings.cors_origins),
+        loopback_only=settings.listen.loopback,
+        own_name=socket.gethostname(),
+    )
+
+
+def _probe_times(settings: Settings) -> ProbeTimes:
+    return ProbeTimes(
+        interval_seconds=settings.health.interval_seconds,
+        timeout_seconds=settings.health.timeout_seconds,
+    )
 
 
 def _chosen(settings: Settings) -> tuple[InstanceSettings, ...]:
@@ -219,11 +281,17 @@ def _instance(settings: InstanceSettings, whole: Settings) -> Instance:
         models=frozenset(canonical_name(name) for name in settings.models),
         store=settings.store,
     )
-    health = Health(
+    health = HealthPolicy(
         unhealthy_threshold=whole.health.unhealthy_threshold,
         healthy_threshold=whole.health.healthy_threshold,
     )
-    return Instance(spec, health)
+    breakers = BreakerPolicy(
+        threshold=whole.circuit_breaker.threshold,
+        reset_seconds=whole.circuit_breaker.reset_seconds,
+        permits=whole.circuit_breaker.permits,
+        enabled=whole.circuit_breaker.enabled,
+    )
+    return Instance(spec, Health(health), Breakers(breakers))
 
 
 def _find_local(instance: Instance) -> LocalOllama | None:

@@ -1,7 +1,9 @@
-"""A ticket's tries: lease, send, wait for the head of an answer, and elsewhere if that fails.
+"""A ticket's tries: lease, send, wait until an answer has begun, and elsewhere if that fails.
 
-A try ends where a head is in; from then on nothing can be taken back. Each lease goes back exactly
-once: at once where its try failed, else when its exchange at the instance has ended.
+A try ends where the first piece of an answer is in; from then on nothing can be taken back. An error
+answer that another instance may do better than is kept, and goes to the client where none can. Each
+lease goes back exactly once: at once where its try failed, else when its exchange at the instance has
+ended.
 """
 
 import asyncio
@@ -10,22 +12,37 @@ from contextlib import asynccontextmanager
 
 from balancer.accounting.ledger import Ledger
 from balancer.accounting.record import RequestRecord
+from balancer.admission.retry_budget import RetryBudget
 from balancer.clock import Clock
 from balancer.core.ticket import InstanceId, Lease, Outcome, Ticket, Verdict
 from balancer.dispatch import Dispatcher
-from balancer.errors import BalancerError, ConnectFailed, InstanceError, NoInstance, UnknownModel
+from balancer.errors import (
+    BalancerError,
+    ConnectFailed,
+    InstanceError,
+    InstanceStalled,
+    NoInstance,
+    Stopping,
+    Unfinished,
+    UnknownModel,
+)
 from balancer.fleet.fleet import Fleet
 from balancer.protocol.endings import Ending, judge
+from balancer.protocol.failures import BUSY, MODEL_MISSING, Failure, Retry, classify, error_message
 from balancer.upstream.client import UpstreamClient, UpstreamRequest
 from balancer.upstream.exchange import Exchange
 
 _REFRESH_SECONDS = 1.0
 _SILENCE_SECONDS = 2.0
+_ERROR_BODY_BYTES = 65536
+_ERROR_BODY_SECONDS = 2.0
+_FULL_SECONDS = 1.0
+"""An instance that says that its queue is full is asked again after so long."""
 
 
 class Attempts:
     """`refresh` brings the fleet's lists up to date (older than, wait at most), `look` asks for a probe
-    of one instance now."""
+    of one instance now. An answer that has begun and then gives nothing for `silent_seconds` is cut."""
 
     def __init__(
         self,
@@ -37,6 +54,7 @@ class Attempts:
         refresh: Callable[[float, float], Awaitable[None]],
         look: Callable[[InstanceId], None],
         clock: Clock,
+        silent_seconds: float,
     ) -> None:
         self._fleet = fleet
         self._dispatcher = dispatcher
@@ -45,69 +63,131 @@ class Attempts:
         self._refresh = refresh
         self._look = look
         self._clock = clock
+        self.silent_seconds = silent_seconds
+        self._budget = RetryBudget()
 
     def retry_after_seconds(self) -> float:
         """When a request that was turned away may try again, as dispatch estimates it."""
         return self._dispatcher.retry_after_seconds()
 
+    def refuse_when_stopping(self) -> None:
+        """Raise Stopping where nothing new is to be begun."""
+        if self._dispatcher.stopping:
+            raise Stopping("the balancer is being stopped; try again soon", retry_after_seconds=1.0)
+
+    def learn(self, record: RequestRecord) -> None:
+        """Take over what an answer tells of how fast its instance evaluates prompts."""
+        operation, counters, instance = record.operation, record.counters, InstanceId(record.instance)
+        if operation is None or operation.variant is None or instance not in self._fleet:
+            return
+        if counters.prompt_tokens and counters.prompt_seconds:
+            self._fleet.get(instance).learn_prefill(
+                operation.variant.model, counters.prompt_tokens, counters.prompt_seconds
+            )
+
     @asynccontextmanager
     async def answered(
         self, ticket: Ticket, upstream: UpstreamRequest, record: RequestRecord
     ) -> AsyncIterator[Exchange]:
-        """An exchange whose head is in, at whichever instance gave one; its lease goes back when the
-        instance has no more part in it, at the latest on the way out.
+        """An exchange whose answer has begun, at whichever instance gave one; its lease goes back when
+        the instance has no more part in it, at the latest on the way out.
 
         Raises:
             UnknownModel: no instance has the model; names those that there are.
             FleetError: no slot, as dispatch says.
             InstanceError: no instance is left to try; what the last one met.
         """
-        failure: InstanceError | None = None
-        while True:
-            lease = await self._lease(ticket, record, failure)
-            try:
-                exchange = await self._exchange(lease, upstream)
-                break
-            except InstanceError as error:
-                self._failed(lease, record, error)
-                if not error.retryable:
-                    raise
-                failure, ticket = error, ticket.excluding(lease.instance)
-            except BaseException:
-                self._return(lease, record, Outcome(verdict=Verdict.NEUTRAL, kind="cancelled"))
-                raise
+        self._budget.requested(self._clock.monotonic())
+        exchange = await self._first_good(ticket, upstream, record)
         del upstream  # its body is not needed again, and an answer may go on for long
         record.answered_at = self._clock.monotonic()
-        exchange.when_ended(lambda error: self._ended(lease, record, _outcome(exchange, record, error)))
         try:
             yield exchange
         finally:
             exchange.cancel()
 
-    async def _exchange(self, lease: Lease, upstream: UpstreamRequest) -> Exchange:
+    async def _first_good(self, ticket: Ticket, upstream: UpstreamRequest, record: RequestRecord) -> Exchange:
+        """The first answer that no other instance may do better than, else the last one of all."""
+        refused: Exchange | None = None
+        failure: InstanceError | None = None
+        reason = ""
+        while True:
+            try:
+                lease = await self._lease(ticket, record)
+            except NoInstance as error:
+                if refused is not None:
+                    return refused
+                raise (failure or error) from error
+            if reason:
+                self._ledger.retried(reason)
+            refused = failure = None
+            try:
+                exchange = await self._exchange(lease, record, upstream)
+                told = await self._judge(exchange, lease, record)
+                if told is None:
+                    return exchange
+                refused, reason, retry = exchange, told.kind, told.retry
+            except InstanceError as error:
+                failure, reason, retry = error, error.kind, _retry(error)
+            if not self._may_retry(retry):
+                if failure is None:
+                    return exchange
+                raise failure
+            ticket = ticket.excluding(lease.instance)
+
+    async def _exchange(self, lease: Lease, record: RequestRecord, upstream: UpstreamRequest) -> Exchange:
         """As the client's, with a probe of an instance that stays silent: should it turn out to be
-        down, the exchange fails and the request can go elsewhere."""
-        instance = self._fleet.get(lease.instance)
-        loop = asyncio.get_running_loop()
-        silence = loop.call_later(_SILENCE_SECONDS, self._look, instance.id)
+        down, the exchange fails and the request can go elsewhere. The lease goes back where it fails."""
+        silence = asyncio.get_running_loop().call_later(_SILENCE_SECONDS, self._look, lease.instance)
         try:
-            exchange = await self._client.exchange(instance.id, instance.spec.url, upstream)
+            return await self._client.exchange(lease.url, upstream)
+        except InstanceError as error:
+            self._failed(lease, record, error)
+            raise
+        except BaseException as error:
+            left = isinstance(error, asyncio.CancelledError)
+            self._return(lease, record, Outcome(verdict=Verdict.NEUTRAL, kind="cancelled", in_prefill=left))
+            raise
         finally:
             silence.cancel()
-        variant = lease.ticket.variant
-        if variant is not None and lease.ticket.needs_slot and not instance.resident(variant.model):
-            self._look(instance.id)
-        return exchange
 
-    async def _lease(self, ticket: Ticket, record: RequestRecord, failure: InstanceError | None) -> Lease:
-        """A lease for the next try; where no instance is left to try, what the last one met."""
-        if failure is not None:
-            self._ledger.retried(failure.kind)
+    async def _judge(self, exchange: Exchange, lease: Lease, record: RequestRecord) -> Failure | None:
+        """The failure that a whole error answer tells, else None; from here on the lease goes back with
+        the end of the exchange."""
+        if exchange.status < 400:
+            exchange.when_ended(lambda error: self._ended(lease, record, _outcome(exchange, record, error)))
+            if record.operation is not None and record.operation.needs_slot:
+                exchange.end_when_silent(self.silent_seconds)
+            return None
+        try:
+            body = await exchange.whole(limit_bytes=_ERROR_BODY_BYTES, within_seconds=_ERROR_BODY_SECONDS)
+        except BaseException:
+            exchange.cancel()
+            self._return(lease, record, Outcome(verdict=Verdict.NEUTRAL, kind="cancelled"))
+            raise
+        message = error_message(body)
+        told = classify(exchange.status, message, has_model=lease.ticket.variant is not None)
+        outcome = told.outcome(message) if told else Outcome(verdict=Verdict.NEUTRAL, kind="rejected")
+        instance = self._fleet.find(lease)
+        if told is BUSY and instance is not None:
+            self._ledger.failed(record, BUSY.kind)
+            self._fleet.pause(instance, for_seconds=_FULL_SECONDS)
+        elif told is MODEL_MISSING:
+            self._look(lease.instance)
+        exchange.when_ended(lambda _error: self._ended(lease, record, outcome))
+        return told if body is not None else None
+
+    def _may_retry(self, retry: Retry) -> bool:
+        """Whether another try is worth it and allowed."""
+        if retry is Retry.COUNTED and not self._budget.take(self._clock.monotonic()):
+            self._ledger.retry_refused()
+            return False
+        return retry is not Retry.NO
+
+    async def _lease(self, ticket: Ticket, record: RequestRecord) -> Lease:
         started = self._clock.monotonic()
         try:
             lease = await self._acquire(ticket, record)
-        except NoInstance as error:
-            raise (failure or error) from error
         finally:
             record.queued_seconds += self._clock.monotonic() - started
         record.attempts = ticket.attempt
@@ -131,11 +211,14 @@ class Attempts:
     def _failed(self, lease: Lease, record: RequestRecord, error: InstanceError) -> None:
         """One try met a failing instance. A refused connection marks it down, and does so before the
         lease goes back: its slot is not to be lent to the next."""
+        if isinstance(error, Unfinished):
+            self._return(lease, record, Outcome(verdict=Verdict.NEUTRAL, kind=error.kind))
+            return
         self._ledger.failed(record, error.kind)
-        if isinstance(error, ConnectFailed) and error.refused:
-            instance = self._fleet.get(lease.instance)
+        instance = self._fleet.find(lease)
+        if isinstance(error, ConnectFailed) and error.refused and instance is not None:
             self._fleet.failed(instance, str(error), refused=True, incarnation=lease.incarnation)
-        self._return(lease, record, Outcome(verdict=Verdict.FAILURE, kind=error.kind))
+        self._return(lease, record, Outcome(verdict=Verdict.FAILURE, kind=error.kind, error=str(error)))
 
     def _ended(self, lease: Lease, record: RequestRecord, outcome: Outcome) -> None:
         """The instance has no more part in the exchange; a failure after the first byte counts too."""
@@ -144,21 +227,27 @@ class Attempts:
         self._return(lease, record, outcome)
 
     def _return(self, lease: Lease, record: RequestRecord, outcome: Outcome) -> None:
-        self._ledger.returned(record)
+        self._ledger.returned(record, lease.instance)
         self._dispatcher.release(lease, outcome)
 
 
+def _retry(error: InstanceError) -> Retry:
+    """Where no connection was made nothing was asked of an instance, so it is not counted."""
+    return Retry.FREE if isinstance(error, ConnectFailed) else Retry.COUNTED
+
+
 def _outcome(exchange: Exchange, record: RequestRecord, error: BalancerError | None) -> Outcome:
-    """What the end of an exchange says of its instance; a client's leaving says nothing."""
-    status, operation = exchange.status, record.operation
-    if isinstance(error, InstanceError) and not exchange.left:
-        return Outcome(verdict=Verdict.FAILURE, kind="truncated")
+    """What the end of a good answer says of its instance; a client's leaving says nothing."""
+    operation = record.operation
+    if exchange.left or operation is None:
+        return Outcome(verdict=Verdict.NEUTRAL, kind="cancelled")
+    if isinstance(error, InstanceError):
+        kind = error.kind if isinstance(error, InstanceStalled) else "truncated"
+        return Outcome(verdict=Verdict.FAILURE, kind=kind, error=str(error))
     if error is not None:
         return Outcome(verdict=Verdict.NEUTRAL, kind="cancelled")
-    if status >= 500:
-        return Outcome(verdict=Verdict.FAILURE, kind="status")
-    if status >= 400 or operation is None:
-        return Outcome(verdict=Verdict.NEUTRAL, kind="rejected")
+    if exchange.is_page:
+        return Outcome(verdict=Verdict.FAILURE, kind="wrong_body", error="it answered with a web page")
     if not exchange.streams:
         return Outcome(verdict=Verdict.SUCCESS, kind="ok")
     match judge(operation, exchange.tail):

@@ -14,9 +14,12 @@ from itertools import count
 from balancer.admission.queue import RequestQueue
 from balancer.clock import Clock
 from balancer.core.decision import Decision, Standing
-from balancer.core.ticket import Lease, Outcome, Ticket, TicketId, Verdict
+from balancer.core.names import ModelName
+from balancer.core.ticket import InstanceId, Lease, Outcome, Ticket, TicketId, Trial, Verdict
+from balancer.core.variant import Variant
 from balancer.errors import DeadlinePassed, NoInstance, QueueFull, Stopping, UnknownModel
 from balancer.fleet.fleet import Fleet
+from balancer.fleet.instance import Instance
 from balancer.scheduling.scheduler import Scheduler
 
 _SERVICE_SMOOTHING = 0.2
@@ -24,7 +27,11 @@ _SERVICE_SMOOTHING = 0.2
 
 
 class Dispatcher:
-    """Lends slots. Everything here runs on the event loop's thread."""
+    """Lends slots. Everything here runs on the event loop's thread.
+
+    `load` begins a load of a variant at an instance where nothing is being loaded; it must not block,
+    and the fleet tells of the load's end. Requests wait for it in the queue.
+    """
 
     def __init__(
         self,
@@ -33,26 +40,35 @@ class Dispatcher:
         queue: RequestQueue,
         scheduler: Scheduler,
         clock: Clock,
+        load: Callable[[Instance, Variant], None],
         on_decision: Callable[[Decision], None] = lambda _decision: None,
     ) -> None:
         self._fleet = fleet
         self._queue = queue
         self._scheduler = scheduler
         self._clock = clock
+        self._load = load
         self._on_decision = on_decision
         self._waiters: dict[TicketId, asyncio.Future[Lease]] = {}
-        self._leases: dict[int, Lease] = {}
+        self._leases: dict[int, tuple[Lease, Instance]] = {}
+        self._loads_at: dict[TicketId, InstanceId] = {}
+        self._cooling: list[tuple[float, int, Instance, ModelName]] = []
         self._lease_ids = count(1)
         self._service_seconds: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._stopping = False
         self._scheduler_wake_at: float | None = None
-        fleet.listen(on_change=lambda _instance: self.wake())
+        fleet.listen(on_change=lambda _instance: self.wake(), on_members=self.wake)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether it lends no more."""
+        return self._stopping
 
     @property
     def leases(self) -> tuple[Lease, ...]:
         """All leases out."""
-        return tuple(self._leases.values())
+        return tuple(lease for lease, _ in self._leases.values())
 
     async def acquire(self, ticket: Ticket) -> Lease:
         """Wait for a slot and reserve it.
@@ -91,12 +107,23 @@ class Dispatcher:
             self._forget(ticket.id)
 
     def release(self, lease: Lease, outcome: Outcome) -> None:
-        """End a lease. Raises KeyError for one that was released before."""
-        del self._leases[lease.id]
-        if lease.ticket.needs_slot and lease.ticket.variant is not None:
-            self._fleet.get(lease.instance).give_slot_back(lease.ticket.variant.model)
+        """End a lease. Raises KeyError for one that was released before.
+
+        The slot of a prompt that was cancelled cools before it is lent again: its runner goes on to
+        the end of a batch.
+        """
+        _, instance = self._leases.pop(lease.id)
+        variant = lease.ticket.variant
+        if lease.ticket.needs_slot and variant is not None:
+            now = self._clock.monotonic()
+            instance.give_slot_back(variant.model)
+            instance.settle(lease, outcome, now)
+            if outcome.in_prefill and lease.incarnation == instance.incarnation:
+                instance.begin_cooling(variant.model)
+                until = now + instance.cooling_seconds(variant)
+                heapq.heappush(self._cooling, (until, lease.id, instance, variant.model))
             if outcome.verdict is Verdict.SUCCESS:
-                self._learn_service_time(self._clock.monotonic() - lease.leased_at)
+                self._learn_service_time(now - lease.leased_at)
         self.wake()
 
     def stop(self) -> None:
@@ -120,16 +147,19 @@ class Dispatcher:
         was seen free is free when it is taken."""
         now = self._clock.monotonic()
         self._scheduler_wake_at = None
+        while self._cooling and self._cooling[0][0] <= now:
+            _, _, instance, model = heapq.heappop(self._cooling)
+            instance.end_cooling(model)
         heads = self._queue.heads()
         heapq.heapify(heads)
         while heads:
-            _, lane = heapq.heappop(heads)
+            _, number, lane = heapq.heappop(heads)
             ticket = self._queue.head(lane)
             if ticket is None or not self._settle(ticket, now):
                 continue
             following = self._queue.head(lane)
             if following is not None:
-                heapq.heappush(heads, (following.arrival, lane))
+                heapq.heappush(heads, (following.arrival, number, lane))
         self._expire(now)
         self._arm(now)
 
@@ -138,34 +168,47 @@ class Dispatcher:
         waiter = self._waiters[ticket.id]
         if waiter.done():
             return self._queue.remove(ticket.id)
-        decision = self._scheduler.decide(ticket, now)
+        decision = self._scheduler.decide(ticket, now, load_at=self._loads_at.get(ticket.id))
         if decision.standing is Standing.BUSY:
             self._note_wake(decision.next_wake_at)
             return False
-        self._queue.remove(ticket.id)
         self._on_decision(decision)
+        if decision.standing is Standing.LOAD:
+            self._begin_load(ticket, decision)
+            return False
+        self._queue.remove(ticket.id)
         if decision.picked is None:
             waiter.set_exception(self._dead_end(decision))
         else:
             waiter.set_result(self._lend(ticket, decision, now))
         return True
 
+    def _begin_load(self, ticket: Ticket, decision: Decision) -> None:
+        assert decision.picked is not None
+        assert ticket.variant is not None
+        self._loads_at[ticket.id] = decision.picked
+        self._load(self._fleet.get(decision.picked), ticket.variant)
+
     def _lend(self, ticket: Ticket, decision: Decision, now: float) -> Lease:
         assert decision.picked is not None
         instance = self._fleet.get(decision.picked)
         model = ticket.variant.model if ticket.variant else None
+        trial = Trial()
         if ticket.needs_slot and model is not None:
             instance.take_slot(model)
+            trial = instance.breakers.take(model, now)
         lease = Lease(
             id=next(self._lease_ids),
             ticket=ticket,
             instance=instance.id,
+            url=instance.spec.url,
             incarnation=instance.incarnation,
             generation=instance.generation_of(model),
             reason=decision.reason,
             leased_at=now,
+            trial=trial,
         )
-        self._leases[lease.id] = lease
+        self._leases[lease.id] = (lease, instance)
         return lease
 
     def _dead_end(self, decision: Decision) -> UnknownModel | NoInstance:
@@ -177,6 +220,14 @@ class Dispatcher:
                 "every instance that could serve the request failed it", retry_after_seconds=1.0
             )
         wanted = f" that has '{variant.model}'" if variant is not None else ""
+        if decision.standing is Standing.HELD_BACK and variant is not None:
+            wait = max(1.0, (decision.next_wake_at or 0.0) - decision.at)
+            why = (each.breakers.last_error(variant.model, decision.at) for each in self._fleet.instances())
+            return NoInstance(
+                f"every instance{wanted} is left alone for a while after failures; the last one: "
+                + next(filter(None, why), "unknown"),
+                retry_after_seconds=wait,
+            )
         return NoInstance(f"no instance{wanted} is usable now", retry_after_seconds=1.0)
 
     def _expire(self, now: float) -> None:
@@ -193,6 +244,7 @@ class Dispatcher:
 
     def _forget(self, ticket: TicketId) -> None:
         del self._waiters[ticket]
+        self._loads_at.pop(ticket, None)
         if self._queue.remove(ticket):
             self._arm(self._clock.monotonic())
 
@@ -210,6 +262,7 @@ class Dispatcher:
             self._timer.cancel()
             self._timer = None
         times = [at for at in (self._queue.next_deadline(), self._scheduler_wake_at) if at is not None]
+        times += [self._cooling[0][0]] if self._cooling else []
         if times:
             delay = max(0.0, min(times) - now)
             self._timer = asyncio.get_running_loop().call_later(delay, self.wake)

@@ -17,13 +17,15 @@
     │   ├── QueueFull            503
     │   ├── NoInstance           503
     │   ├── BodyBudgetSpent      503
-    │   ├── Stopping             503
+    │   ├── Stopping             503, also what ends an exchange that is under way then
     │   ├── NoFiles              503
     │   └── DeadlinePassed       504
     └── InstanceError            502, an instance failed while serving it
         ├── ConnectFailed        nothing was sent
         ├── ConnectionLost       the connection ended before the answer did
         ├── InstanceDown         judged down while a request waited there
+        ├── InstanceStalled      no byte of an answer that had begun came for too long
+        ├── Unfinished           the answer ended properly and had nothing in it
         └── BadResponse          what came back is not an HTTP answer that we relay
 
 Retry logic reads `retryable` and never a message. Telling an error in a client's dialect is
@@ -228,3 +230,15 @@ class BadResponse(InstanceError):
     """What came back is not HTTP, breaks its framing, or is larger than its bounds."""
 
     kind = "bad_response"
+
+
+class InstanceStalled(InstanceError):
+    """An answer had begun, and no further byte of it came for too long."""
+
+    kind = "timeout"
+
+
+class Unfinished(InstanceError):
+    """A stream ended properly before its first record."""
+
+    kind = "unfinished"

@@ -31,6 +31,7 @@ from balancer.errors import (
     HeadersTooLarge,
     MethodNotAllowed,
     Source,
+    Stopping,
     UnsupportedEncoding,
 )
 from balancer.forwarding.answers import Answers
@@ -64,7 +65,7 @@ class Policy:
 
 
 class Pipeline:
-    """Serves requests, each in a task of its own."""
+    """Serves requests, each in a task of its own. `policy` may be replaced at any time."""
 
     def __init__(
         self,
@@ -83,7 +84,7 @@ class Pipeline:
         self._stores = stores
         self._ledger = ledger
         self._budget = budget
-        self._policy = policy
+        self.policy = policy
         self._clock = clock
         self._log = log
         self._arrivals = count(1)
@@ -129,7 +130,7 @@ class Pipeline:
             raise Forbidden(f"not served here: {route.why}")
         if route.changes_models:
             names = (name for name, _ in request.headers)
-            require_model_changes(request.peer, names, allowed=self._policy.allow_model_changes)
+            require_model_changes(request.peer, names, allowed=self.policy.allow_model_changes)
         held = self._budget.hold()
         try:
             match route.treatment:
@@ -144,13 +145,13 @@ class Pipeline:
 
     def _check_headers(self, request: ClientRequest, record: RequestRecord) -> None:
         """Refuse too many headers, and requests that a web page of elsewhere makes a browser send."""
-        if sum(len(name) + len(value) + 4 for name, value in request.headers) > self._policy.headers_bytes:
-            raise HeadersTooLarge(f"the headers are larger than {self._policy.headers_bytes} bytes")
+        if sum(len(name) + len(value) + 4 for name, value in request.headers) > self.policy.headers_bytes:
+            raise HeadersTooLarge(f"the headers are larger than {self.policy.headers_bytes} bytes")
         host = header(request.headers, "host")
-        if self._policy.loopback_only:
-            check_host(host, own_name=self._policy.own_name)
+        if self.policy.loopback_only:
+            check_host(host, own_name=self.policy.own_name)
         origin = header(request.headers, "origin")
-        record.allow_origin = allowed_origin(origin, host, cors_origins=self._policy.cors_origins) or ""
+        record.allow_origin = allowed_origin(origin, host, cors_origins=self.policy.cors_origins) or ""
 
     async def _answer_options(self, request: ClientRequest, record: RequestRecord, sink: Sink) -> None:
         """A browser's question before a request of another origin; to all others, that there is nothing."""
@@ -179,6 +180,7 @@ class Pipeline:
     async def _change_stores(
         self, match: Match, request: ClientRequest, record: RequestRecord, held: HeldBody, sink: Sink
     ) -> None:
+        self._attempts.refuse_when_stopping()
         body: bytes | BodySource = request.body
         operation = _blob_operation(match)
         if not match.route.path.startswith("/api/blobs/"):
@@ -243,13 +245,14 @@ class Pipeline:
         record.outcome = relayed.kind
         if head.status < 300:
             record.counters = read_counters(operation, exchange.tail)
+            self._attempts.learn(record)
 
     async def _read(self, request: ClientRequest, record: RequestRecord, held: HeldBody) -> bytes:
         encoding = _encoding(request)
         if encoding and (encoding != "zstd" or not request.raw_path.startswith("/v1/")):
             told = f"Content-Encoding '{encoding[:32]}' is not read here; zstd is, on /v1 paths"
             raise UnsupportedEncoding(told)
-        body = await request.body.read(limit_bytes=self._policy.body_bytes, held=held)
+        body = await request.body.read(limit_bytes=self.policy.body_bytes, held=held)
         record.body_bytes = len(body)
         return body
 
@@ -259,7 +262,7 @@ class Pipeline:
             priority=header(request.headers, "x-balancer-priority"),
             session=header(request.headers, "x-balancer-session"),
             timeout=header(request.headers, "x-balancer-timeout"),
-            limit_seconds=self._policy.queue_seconds,
+            limit_seconds=self.policy.queue_seconds,
         )
         return Ticket(
             id=TicketId(request.id),
@@ -267,7 +270,7 @@ class Pipeline:
             client=record.client,
             priority=asked.priority,
             variant=operation.variant,
-            needs_slot=operation.needs_slot,
+            needs_slot=operation.needs_slot and not operation.unload,
             queued_at=now,
             deadline=now + asked.queue_seconds,
             session=asked.session,
@@ -292,6 +295,8 @@ class Pipeline:
             headers += (("Allow", ", ".join(error.allow)),)
         if error.source is Source.CLIENT:
             headers += (("Connection", "close"),) if error.status in {408, 413, 415} else ()
+        if isinstance(error, Stopping):
+            headers += (("Connection", "close"),)
         body = error_body(dialect_of(request.raw_path), error.status, str(error), record.request_id)
         try:
             await send_whole(sink, error.status, headers, body, method=request.method)

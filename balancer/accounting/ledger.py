@@ -7,6 +7,7 @@ Everything is bounded; nothing here runs per token.
 import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 
 from balancer.accounting.record import RequestRecord
 from balancer.clock import Clock
@@ -29,16 +30,21 @@ class Ledger:
         self._clock = clock
         self._known_model = known_model
         self._live: dict[str, RequestRecord] = {}
-        self.idle = asyncio.Event()
-        """Set while no request is under way."""
-        self.idle.set()
+        self._one_ended = asyncio.Event()
         self._recent: deque[RequestRecord] = deque(maxlen=_RECENT)
         self._decisions: OrderedDict[str, list[Decision]] = OrderedDict()
+
+    async def ended(self, records: Sequence[RequestRecord], *, within_seconds: float) -> None:
+        """Wait until these have ended, or so long."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_seconds):
+                while any(each.id in self._live for each in records):
+                    self._one_ended.clear()
+                    await self._one_ended.wait()
 
     def begin(self, record: RequestRecord) -> None:
         """A request came in."""
         self._live[record.id] = record
-        self.idle.clear()
 
     def decided(self, decision: Decision) -> None:
         """A decision was made for a request that is under way."""
@@ -50,6 +56,10 @@ class Ledger:
         """A request is tried again."""
         self._metrics.retries.labels(reason).inc()
 
+    def retry_refused(self) -> None:
+        """A request is not tried again as the budget is spent."""
+        self._metrics.retries_refused.inc()
+
     def failed(self, record: RequestRecord, kind: str) -> None:
         """An instance failed a try of a request."""
         self._metrics.errors.labels(record.instance, self._label(record), kind).inc()
@@ -58,15 +68,14 @@ class Ledger:
         """A request is at an instance."""
         self._metrics.requests_running.labels(record.instance, self._label(record)).inc()
 
-    def returned(self, record: RequestRecord) -> None:
-        """Its lease ended."""
-        self._metrics.requests_running.labels(record.instance, self._label(record)).dec()
+    def returned(self, record: RequestRecord, instance: str) -> None:
+        """Its lease there ended."""
+        self._metrics.requests_running.labels(instance, self._label(record)).dec()
 
     def end(self, record: RequestRecord) -> None:
         """The request ended, its outcome is set: tell the log and the metrics, once."""
         del self._live[record.id]
-        if not self._live:
-            self.idle.set()
+        self._one_ended.set()
         record.ended_at = self._clock.monotonic()
         self._recent.append(record)
         model = self._label(record)

@@ -1,34 +1,44 @@
 """The state of the balancer as JSON-ready data: what the admin API answers and `status` prints."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from balancer.accounting.ledger import Ledger
 from balancer.admission.queue import RequestQueue
 from balancer.clock import Clock
 from balancer.core.variant import Variant
+from balancer.fleet.breaker import BreakerState
 from balancer.fleet.fleet import Fleet
 from balancer.fleet.instance import Instance
 from balancer.telemetry.metrics import Metrics
 
 _LARGEST = 2**63
+_LEVELS = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
 
 
 class Report:
     """Reads the live objects; changes none of them, apart from the gauges that mirror them."""
 
     def __init__(
-        self, *, fleet: Fleet, queue: RequestQueue, ledger: Ledger, metrics: Metrics, clock: Clock
+        self,
+        *,
+        fleet: Fleet,
+        queue: RequestQueue,
+        ledger: Ledger,
+        metrics: Metrics,
+        clock: Clock,
+        stopping: Callable[[], bool],
     ) -> None:
         self._fleet = fleet
         self._queue = queue
         self._ledger = ledger
         self._metrics = metrics
         self._clock = clock
+        self._stopping = stopping
 
     @property
     def ready(self) -> bool:
-        """Whether at least one instance is usable."""
-        return bool(self._fleet.usable())
+        """Whether at least one instance is usable, and the balancer not being stopped."""
+        return bool(self._fleet.usable()) and not self._stopping()
 
     def instances(self) -> Sequence[Mapping[str, object]]:
         """Every instance with its health, models, runners and leases."""
@@ -70,7 +80,7 @@ class Report:
         """Health without names."""
         usable, total = len(self._fleet.usable()), len(self._fleet.instances())
         return {
-            "status": "ok" if usable == total else "degraded" if usable else "unavailable",
+            "status": "stopping" if self._stopping() else _status(usable, total),
             "usable_instances": usable,
             "requests_waiting": len(self._queue),
             "requests_live": len(self._ledger.live()),
@@ -83,12 +93,17 @@ class Report:
     def metrics(self) -> bytes:
         """All metrics in the text format, gauges of the live state brought up to date."""
         metrics = self._metrics
-        for gauge in (metrics.requests_waiting, metrics.model_vram):
+        now = self._clock.monotonic()
+        gauges = (metrics.requests_waiting, metrics.model_vram, metrics.instance_up, metrics.breaker_state)
+        for gauge in gauges:
             gauge.clear()
         for (model, priority), waiting in self._queue.waiting_by_model().items():
             metrics.requests_waiting.labels(model, priority).set(waiting)
         for instance in self._fleet.instances():
             metrics.instance_up.labels(instance.id).set(1 if instance.usable else 0)
+            metrics.breaker_state.labels(instance.id, "").set(_LEVELS[instance.breakers.state(now)])
+            for model, state in instance.breakers.states(now).items():
+                metrics.breaker_state.labels(instance.id, model).set(_LEVELS[state])
             for runner in instance.inventory.runners.values() if instance.inventory else ():
                 size = runner.row.get("size_vram")
                 if isinstance(size, int) and abs(size) < _LARGEST:
@@ -97,7 +112,9 @@ class Report:
 
     def _instance(self, instance: Instance) -> Mapping[str, object]:
         inventory = instance.inventory
-        age = None if inventory is None else round(self._clock.monotonic() - inventory.read_at, 3)
+        now = self._clock.monotonic()
+        age = None if inventory is None else round(now - inventory.read_at, 3)
+        spared = instance.held_until - now
         return {
             "id": instance.id,
             "url": instance.spec.url,
@@ -105,10 +122,15 @@ class Report:
             "suspect": instance.suspect,
             "error": instance.health.last_error,
             "drained": instance.drained,
+            "spared_seconds": round(spared, 3) if spared > 0 else None,
+            "breaker": instance.breakers.state(now).value,
+            "breakers": {model: state.value for model, state in instance.breakers.states(now).items()},
             "version": instance.version,
             "weight": instance.weight,
             "incarnation": instance.incarnation,
             "running": instance.running,
+            "cooling": instance.cooling,
+            "loading": str(instance.loading) if instance.loading else None,
             "max_concurrent_requests": instance.spec.max_concurrent_requests,
             "store": instance.store,
             "models": sorted(inventory.models) if inventory else [],
@@ -126,3 +148,7 @@ class Report:
             ],
             "lists_age_seconds": age,
         }
+
+
+def _status(usable: int, total: int) -> str:
+    return "ok" if usable == total else "degraded" if usable else "unavailable"

@@ -1,6 +1,6 @@
 """The queue of requests that wait for a slot: first come, first served per lane, bounded.
 
-A lane holds tickets that the same decision fits: same model, same exclusions. Dispatch looks at
+A lane holds tickets that the same decision fits: same variant, same exclusions. Dispatch looks at
 lane heads only, so one model without a free slot never holds up another. Order is the ticket's
 `arrival`, which a retry keeps.
 """
@@ -9,16 +9,15 @@ from bisect import insort
 from collections.abc import Iterator
 from heapq import heappop, heappush
 
-from balancer.core.names import ModelName
 from balancer.core.ticket import InstanceId, Ticket, TicketId
+from balancer.core.variant import Variant
 
-Lane = tuple[ModelName | None, bool, frozenset[InstanceId]]
+Lane = tuple[Variant | None, bool, frozenset[InstanceId]]
 
 
 def lane_of(ticket: Ticket) -> Lane:
     """Tickets of one lane get the same decision at the same time."""
-    model = ticket.variant.model if ticket.variant else None
-    return (model, ticket.needs_slot, ticket.excluded)
+    return (ticket.variant, ticket.needs_slot, ticket.excluded)
 
 
 class RequestQueue:
@@ -62,9 +61,9 @@ class RequestQueue:
             del self._lanes[lane]
         return True
 
-    def heads(self) -> list[tuple[int, Lane]]:
-        """The arrival of each lane's first ticket with the lane."""
-        return [(items[0][0], lane) for lane, items in self._lanes.items()]
+    def heads(self) -> list[tuple[int, int, Lane]]:
+        """The arrival of each lane's first ticket, a number that settles ties, and the lane."""
+        return [(items[0][0], number, lane) for number, (lane, items) in enumerate(self._lanes.items())]
 
     def head(self, lane: Lane) -> Ticket | None:
         """The first ticket of a lane, None where it is empty."""

@@ -17,13 +17,11 @@ import uvloop
 
 from balancer.commands.exit_codes import DONE, FAILED
 from balancer.core.operation import Dialect, Kind, Operation
-from balancer.core.ticket import InstanceId
 from balancer.errors import BalancerError
 from balancer.protocol.endings import Ending, judge, read_counters
 from balancer.upstream.client import UpstreamClient, UpstreamRequest
 from balancer.upstream.control_client import ControlClient
 
-_TARGET = InstanceId("target")
 _TOKENS = 64
 _BUFFER_BYTES = 1 << 26
 _OPERATION = Operation(kind=Kind.CHAT, dialect=Dialect.OLLAMA, upstream_path="/api/chat", stream=True)
@@ -113,7 +111,7 @@ async def _one(client: UpstreamClient, url: str, model: str, number: int, result
     )
     started = time.monotonic()
     try:
-        exchange = await client.exchange(_TARGET, url, request)
+        exchange = await client.exchange(url, request)
         head = await exchange.response()
         arrivals = []
         while await exchange.next_chunk() is not None:

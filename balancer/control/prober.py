@@ -17,7 +17,8 @@ from balancer.core.ticket import InstanceId
 from balancer.errors import ConnectFailed, ConnectionLost, InstanceError
 from balancer.fleet.fleet import Fleet
 from balancer.fleet.health import HealthState
-from balancer.fleet.instance import Instance, Inventory, Row
+from balancer.fleet.instance import Instance
+from balancer.fleet.residency import Inventory, Row
 from balancer.provisioning.local import LocalOllama
 from balancer.telemetry.logs import Logger
 from balancer.upstream.control_client import ControlClient
@@ -46,8 +47,8 @@ class _Renewal:
 
 
 class Prober:
-    """One loop an instance. `find_local` looks for an Ollama process behind a loopback port; it
-    may block and is called in a thread."""
+    """One loop an instance. `times` may be replaced at any time. `find_local` looks for an Ollama
+    process behind a loopback port; it may block and is called in a thread."""
 
     def __init__(
         self,
@@ -61,7 +62,7 @@ class Prober:
     ) -> None:
         self._fleet = fleet
         self._client = client
-        self._times = times
+        self.times = times
         self._clock = clock
         self._log = log
         self._find_local = find_local
@@ -73,23 +74,28 @@ class Prober:
         self._warned: set[InstanceId] = set()
         self._seen_locally: set[InstanceId] = set()
         self._group: asyncio.TaskGroup | None = None
+        self._watching: dict[Instance, asyncio.Task[None]] = {}
         self._unprobed = {each.id for each in fleet.instances()}
         self.probed = asyncio.Event()
         """Set once every instance was probed, whatever came of it."""
 
     async def run(self) -> None:
         """Probe until cancelled."""
+        self._fleet.listen(on_members=self._watch_members)
         async with asyncio.TaskGroup() as group:
             self._group = group
-            for instance in self._fleet.instances():
-                group.create_task(self._watch(instance))
+            self._watch_members()
+            try:
+                await asyncio.get_running_loop().create_future()
+            finally:
+                self._group = None
 
     async def run_once(self, instance: Instance) -> None:
         """One probe of one instance."""
         incarnation = instance.incarnation
         try:
             answer = await self._client.get(
-                instance.spec.url, "/api/version", timeout_seconds=self._times.timeout_seconds
+                instance.spec.url, "/api/version", timeout_seconds=self.times.timeout_seconds
             )
         except InstanceError as error:
             self._fleet.failed(instance, str(error), refused=_refused(error), incarnation=incarnation)
@@ -101,7 +107,7 @@ class Prober:
         if self._fleet.probe_succeeded(instance, version=version, incarnation=incarnation):
             self._log.info("instance_up", instance=instance.id, version=instance.version)
             self._warn_of_slots(instance)
-        elif self._age(instance) >= self._times.interval_seconds / 2:
+        elif self._age(instance) >= self.times.interval_seconds / 2:
             self._renew(instance, self._clock.monotonic())
 
     async def refresh(self, older_than_seconds: float, wait_seconds: float) -> None:
@@ -134,6 +140,19 @@ class Prober:
             self._looked_at[instance] = self._clock.monotonic()
             self._nudges[instance].set()
 
+    def _watch_members(self) -> None:
+        """Watch the instances that there are now, and no others."""
+        present = set(self._fleet.instances())
+        for gone in self._watching.keys() - present:
+            self._watching.pop(gone).cancel()
+            for kept in (self._nudges, self._looked_at, self._renewing):
+                kept.pop(gone.id, None)
+            self._warned.discard(gone.id)
+            self._seen_locally.discard(gone.id)
+        for instance in present - self._watching.keys():
+            if self._group is not None:
+                self._watching[instance] = self._group.create_task(self._watch(instance))
+
     async def _watch(self, instance: Instance) -> None:
         nudge = self._nudges.setdefault(instance.id, asyncio.Event())
         while True:
@@ -143,7 +162,7 @@ class Prober:
             self._note_first_round(instance)
             settled = instance.health.state is HealthState.UP and not instance.suspect
             pause = (
-                self._times.interval_seconds if settled else min(_DOWN_SECONDS, self._times.interval_seconds)
+                self.times.interval_seconds if settled else min(_DOWN_SECONDS, self.times.interval_seconds)
             )
             try:
                 async with asyncio.timeout(pause):
@@ -211,7 +230,7 @@ class Prober:
         incarnation = instance.incarnation
         try:
             answer = await self._client.get(
-                instance.spec.url, path, timeout_seconds=self._times.timeout_seconds
+                instance.spec.url, path, timeout_seconds=self.times.timeout_seconds
             )
         except InstanceError as error:
             self._log.debug("list_unread", instance=instance.id, path=path, error=str(error))
@@ -239,7 +258,7 @@ class Prober:
     async def _blob_of(self, instance: Instance, name: str) -> str:
         try:
             shown = await self._client.post(
-                instance.spec.url, "/api/show", {"model": name}, timeout_seconds=self._times.timeout_seconds
+                instance.spec.url, "/api/show", {"model": name}, timeout_seconds=self.times.timeout_seconds
             )
         except InstanceError:
             return ""

@@ -8,11 +8,17 @@ from balancer.core.ticket import InstanceId, Ticket
 
 
 class Standing(StrEnum):
-    """Where a ticket stands after it was looked at."""
+    """Where a ticket stands after it was looked at.
+
+    `load`: the instance picked has the model on its disk only, and is to load it; `busy`: something
+    that will end keeps it waiting; `held_back`: breakers are open wherever it could go.
+    """
 
     PICKED = "picked"
+    LOAD = "load"
     BUSY = "busy"
     NO_INSTANCE = "no_instance"
+    HELD_BACK = "held_back"
     UNKNOWN_MODEL = "unknown_model"
     EXHAUSTED = "exhausted"
 
@@ -30,7 +36,7 @@ class Considered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What was decided for one ticket at one time.
+    """What was decided for one ticket at one time. `picked` is where it goes, or what is to load.
 
     `next_wake_at` is when it is worth deciding again though nothing happened (monotonic
     seconds), None when only an event can change it.
@@ -48,6 +54,8 @@ class Decision:
     def reason(self) -> str:
         """In one short phrase without names, fit for a header."""
         open_to_it = sum(1 for each in self.considered if each.filtered is None)
+        if self.standing is Standing.LOAD:
+            return f"{self.strategy}: to be loaded, best of {open_to_it} of {len(self.considered)}"
         if self.standing is not Standing.PICKED:
             return self.standing.value
         retry = f", try {self.ticket.attempt}" if self.ticket.attempt > 1 else ""

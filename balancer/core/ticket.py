@@ -51,17 +51,28 @@ class Ticket:
         return replace(self, attempt=self.attempt + 1, excluded=self.excluded | {instance})
 
 
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """Which half-open breakers a lease tries: the instance's, that of the model there."""
+
+    instance: bool = False
+    model: bool = False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
-    """A slot lent to one ticket, to be released exactly once."""
+    """A slot lent to one ticket at the instance that answers on `url`, to be released exactly once.
+    `leased_at` is in monotonic seconds."""
 
     id: int
     ticket: Ticket
     instance: InstanceId
+    url: str
     incarnation: int
     generation: int
     reason: str
     leased_at: float
+    trial: Trial = Trial()
 
 
 class Verdict(StrEnum):
@@ -75,7 +86,14 @@ class Verdict(StrEnum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """How a lease ended. `kind` is a bounded word for metrics and logs: ok, cancelled, rejected,
-    unfinished, or the kind of the error."""
+    unfinished, or the kind of the error; `error` what the instance said.
+
+    A failure that is `model_only` says that the instance cannot serve this model, and nothing of the
+    instance itself. `in_prefill` is a cancel before the first byte: the runner goes on for a while.
+    """
 
     verdict: Verdict
     kind: str
+    error: str = ""
+    model_only: bool = False
+    in_prefill: bool = False

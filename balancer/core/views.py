@@ -26,6 +26,10 @@ class InstanceView(Protocol):
         """Whether its newest probe failed though it is not judged down yet."""
 
     @property
+    def held_until(self) -> float:
+        """Until when it is to be spared, since it came and went lately; monotonic seconds."""
+
+    @property
     def drained(self) -> bool: ...
     @property
     def running(self) -> int:
@@ -45,6 +49,28 @@ class InstanceView(Protocol):
 
     def has_free_slot(self, variant: Variant) -> bool:
         """Whether one more lease keeps within the runner's slots and the instance's cap."""
+
+    def breaker_reopens_at(self, model: ModelName, now: float) -> float | None:
+        """When an open breaker lets requests try it again (its own, or that of the model there);
+        None while none is open."""
+
+    def breaker_allows(self, model: ModelName, now: float) -> bool:
+        """Whether its breakers let one more request through now."""
+
+    def paused_until(self, now: float) -> float | None:
+        """Until when it takes nothing new, having said that it is full or failed to load; None where it
+        does."""
+
+    def gated_until(self, variant: Variant, now: float) -> float | None:
+        """Until when leases for this variant are held back so that another can be loaded, at the
+        latest; None where there is no gate."""
+
+    def warm(self, variant: Variant) -> bool:
+        """Whether a request for the variant needs no load, as far as is known."""
+
+    @property
+    def loading(self) -> Variant | None:
+        """What is being loaded there by the balancer; one at a time."""
 
 
 class FleetView(Protocol):

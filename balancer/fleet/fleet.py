@@ -5,22 +5,38 @@ act on a change (dispatch wakes, waiting requests are moved) listens; listeners 
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
+from balancer.clock import Clock, SystemClock
 from balancer.core.names import ModelName
-from balancer.core.ticket import InstanceId
-from balancer.fleet.instance import Instance, Row
+from balancer.core.ticket import InstanceId, Lease, Outcome
+from balancer.core.variant import Variant
+from balancer.fleet.instance import Instance
+from balancer.fleet.residency import Row
 from balancer.fleet.stores import learn_shared_stores
 
 Listener = Callable[[Instance], None]
 
 
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A load that was begun, in which life of its instance and when (monotonic seconds)."""
+
+    variant: Variant
+    incarnation: int
+    began_at: float
+
+
 class Fleet:
     """The one mutable store of the house."""
 
-    def __init__(self, instances: Iterable[Instance]) -> None:
+    def __init__(self, instances: Iterable[Instance], *, clock: Clock | None = None) -> None:
         self._instances = {instance.id: instance for instance in instances}
+        self._clock = clock or SystemClock()
         self._on_change: list[Listener] = []
         self._on_down: list[Listener] = []
+        self._on_members: list[Callable[[], None]] = []
+        self._past_lives: dict[InstanceId, int] = {}
 
     def instances(self) -> Sequence[Instance]:
         """All instances, usable or not."""
@@ -37,8 +53,35 @@ class Fleet:
     def __contains__(self, instance: object) -> bool:
         return instance in self._instances
 
-    def listen(self, *, on_change: Listener | None = None, on_down: Listener | None = None) -> None:
-        """Be told of every change that may let a waiting request go, and of instances judged down."""
+    def find(self, lease: Lease) -> Instance | None:
+        """The instance of a lease in the life that the lease belongs to; None once that is over."""
+        instance = self._instances.get(lease.instance)
+        return instance if instance is not None and instance.incarnation == lease.incarnation else None
+
+    def replace(self, instances: Iterable[Instance]) -> None:
+        """From now on these and no others, in this order. One that is gone takes no new leases; those
+        that it has run on. A new one under its name begins a later life."""
+        before, self._instances = self._instances, {instance.id: instance for instance in instances}
+        for name, instance in before.items():
+            if self._instances.get(name) is not instance:
+                self._past_lives[name] = instance.incarnation
+        for name, instance in self._instances.items():
+            if before.get(name) is not instance and name in self._past_lives:
+                instance.incarnation = self._past_lives[name] + 1
+        for told in self._on_members:
+            told()
+
+    def listen(
+        self,
+        *,
+        on_change: Listener | None = None,
+        on_down: Listener | None = None,
+        on_members: Callable[[], None] | None = None,
+    ) -> None:
+        """Be told of every change that may let a waiting request go, of instances judged down, and of
+        instances that were added or removed."""
+        if on_members is not None:
+            self._on_members.append(on_members)
         if on_change is not None:
             self._on_change.append(on_change)
         if on_down is not None:
@@ -50,9 +93,11 @@ class Fleet:
         if incarnation != instance.incarnation:
             return False
         instance.version = version
-        came_up = instance.health.succeeded()
+        now = self._clock.monotonic()
+        came_up = instance.health.succeeded(now)
         if came_up:
             instance.incarnation += 1
+            instance.breakers.begin_anew(now)
             self._tell(self._on_change, instance)
         return came_up
 
@@ -61,7 +106,7 @@ class Fleet:
         went down by it. A failure that belongs to an earlier incarnation changes nothing."""
         if incarnation != instance.incarnation:
             return False
-        went_down = instance.health.failed(error, refused=refused)
+        went_down = instance.health.failed(error, self._clock.monotonic(), refused=refused)
         if went_down:
             instance.incarnation += 1
             instance.forget_runners()
@@ -82,6 +127,28 @@ class Fleet:
         instance.read_inventory(models=models, runners=runners, slots=slots, at=at)
         learn_shared_stores(self._instances.values())
         self._tell(self._on_change, instance)
+
+    def pause(self, instance: Instance, *, for_seconds: float) -> None:
+        """Lend no slots there for a moment: it has said that its own queue is full."""
+        instance.pause(self._clock.monotonic() + for_seconds)
+
+    def load_began(self, instance: Instance, variant: Variant) -> Load:
+        """The balancer loads a variant there."""
+        instance.load_began(variant)
+        return Load(variant, instance.incarnation, self._clock.monotonic())
+
+    def load_ended(self, instance: Instance, load: Load, outcome: Outcome) -> None:
+        """A load ended. A success is believed until a list that was read later tells otherwise; a
+        failure counts against the model there. What belongs to an earlier incarnation changes nothing
+        else."""
+        current = load.incarnation == instance.incarnation
+        now = self._clock.monotonic()
+        instance.load_ended(load.variant, outcome, began_at=load.began_at, now=now, current=current)
+        self._tell(self._on_change, instance)
+
+    def gate(self, instance: Instance, variant: Variant, *, for_seconds: float) -> None:
+        """Lend no slots there but to this variant, so that it can be loaded; ends by itself."""
+        instance.gate(variant, self._clock.monotonic() + for_seconds)
 
     def drain(self, instance: Instance, *, drained: bool) -> None:
         """Give no new leases there, or give them again; running ones are untouched either way."""

@@ -4,9 +4,18 @@ A state machine without I/O: unknown → up at the first success; up → down at
 is refused or reset, else after `unhealthy_threshold` failures in a row; down → up after
 `healthy_threshold` successes in a row. One failure short of the threshold makes an instance
 suspect: it still serves, but only where no other can.
+
+An instance that goes down again before it was up and in use for `STEADY_SECONDS` is flapping: from the
+second such fall it is spared for a while after it comes up, twice as long with each. It counts as up
+meanwhile, and serves where nothing else can.
 """
 
+from dataclasses import dataclass
 from enum import StrEnum
+
+STEADY_SECONDS = 60.0
+_FIRST_HOLD_SECONDS = 5.0
+_LONGEST_HOLD_SECONDS = 60.0
 
 
 class HealthState(StrEnum):
@@ -17,34 +26,46 @@ class HealthState(StrEnum):
     DOWN = "down"
 
 
-class Health:
-    """The health of one instance. Written by the prober, and by dispatch for refused connections."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealthPolicy:
+    """Probes in a row that change the state."""
 
-    def __init__(self, *, unhealthy_threshold: int, healthy_threshold: int) -> None:
+    unhealthy_threshold: int = 3
+    healthy_threshold: int = 2
+
+
+class Health:
+    """The health of one instance. Written by the prober, and by dispatch for refused connections.
+    Times are monotonic seconds."""
+
+    def __init__(self, policy: HealthPolicy) -> None:
+        self.policy = policy
         self.state = HealthState.UNKNOWN
         self.last_error: str | None = None
-        self._unhealthy_threshold = unhealthy_threshold
-        self._healthy_threshold = healthy_threshold
+        self.held_until = float("-inf")
         self._failures = 0
         self._successes = 0
+        self._up_since: float | None = None
+        self._falls = 0
 
     @property
     def suspect(self) -> bool:
         """Whether the newest probe of a usable instance failed."""
         return self.state is HealthState.UP and self._failures > 0
 
-    def succeeded(self) -> bool:
+    def succeeded(self, now: float) -> bool:
         """Count one success; True where it changed the state."""
         self._failures = 0
         self._successes += 1
         self.last_error = None
-        needed = self._healthy_threshold if self.state is HealthState.DOWN else 1
+        needed = self.policy.healthy_threshold if self.state is HealthState.DOWN else 1
         if self.state is HealthState.UP or self._successes < needed:
             return False
         self.state = HealthState.UP
+        self.held_until = self._up_since = now + self._hold_seconds
         return True
 
-    def failed(self, error: str, *, refused: bool) -> bool:
+    def failed(self, error: str, now: float, *, refused: bool) -> bool:
         """Count one failure; True where it changed the state. An instance never seen up stays
         unknown until the threshold, which keeps it from being used all the same."""
         self._successes = 0
@@ -52,7 +73,16 @@ class Health:
         self.last_error = error
         if self.state is HealthState.DOWN:
             return False
-        if refused or self._failures >= self._unhealthy_threshold:
+        if refused or self._failures >= self.policy.unhealthy_threshold:
             self.state = HealthState.DOWN
+            steady = self._up_since is None or now - self._up_since >= STEADY_SECONDS
+            self._falls = 1 if steady else self._falls + 1
             return True
         return False
+
+    @property
+    def _hold_seconds(self) -> float:
+        """How long it is to be spared after it comes up; the first fall costs nothing."""
+        if self._falls < 2:
+            return 0.0
+        return float(min(_LONGEST_HOLD_SECONDS, _FIRST_HOLD_SECONDS * 2 ** (self._falls - 2)))

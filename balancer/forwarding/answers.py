@@ -50,10 +50,13 @@ Refresh = Callable[[float, float], Awaitable[None]]
 class Answers:
     """Answers the routes whose treatment is `answered` or `merged`."""
 
-    def __init__(self, *, fleet: Fleet, refresh: Refresh, waiting: Callable[[], int]) -> None:
+    def __init__(
+        self, *, fleet: Fleet, refresh: Refresh, waiting: Callable[[], int], stopping: Callable[[], bool]
+    ) -> None:
         self._fleet = fleet
         self._refresh = refresh
         self._waiting = waiting
+        self._stopping = stopping
 
     async def answer(self, match: Match, body: bytes) -> Answer:
         """The answer of a route. Raises UnknownModel, MalformedRequest, NoInstance."""
@@ -115,11 +118,15 @@ class Answers:
     def _ready(self) -> Answer:
         usable = len(self._fleet.usable())
         text = f"{usable} of {len(self._fleet.instances())} instances usable"
+        if self._stopping():
+            usable, text = 0, "the balancer is being stopped"
         return Answer(200, _TEXT, text.encode()) if usable else Answer(503, _TEXT + _RETRY, text.encode())
 
     def _health(self) -> Answer:
         usable, total = len(self._fleet.usable()), len(self._fleet.instances())
         status = "ok" if usable == total else "degraded" if usable else "unavailable"
+        if self._stopping():
+            usable, status = 0, "stopping"
         body = {
             "status": status,
             "instances": {"usable": usable, "total": total},

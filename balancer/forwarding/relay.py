@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from balancer.core.operation import Operation, Wire
-from balancer.errors import InstanceError, SlowReader
+from balancer.errors import ClientLeft, InstanceError, SlowReader, Stopping
 from balancer.forwarding.downstream import Sink
 from balancer.protocol.endings import Ending, judge
 from balancer.protocol.errors import error_record
@@ -57,7 +57,11 @@ async def relay(
     except SlowReader:
         sink.abort()
         return Relayed("slow_reader", head.status, count, first_byte_at)
-    except InstanceError as error:
+    except ClientLeft:
+        if not exchange.overflowed:
+            raise
+        return Relayed("slow_reader", head.status, count, first_byte_at)  # cut in the middle of a write
+    except (InstanceError, Stopping) as error:
         await _break_off(sink, operation, exchange, str(error), request_id)
         return Relayed("truncated", head.status, count, first_byte_at)
     ending = judge(operation, exchange.tail) if head.status < 300 and head.streams else Ending.WHOLE

@@ -15,7 +15,7 @@ import msgspec
 from balancer.clock import Clock
 from balancer.core.names import ModelName
 from balancer.core.operation import Operation
-from balancer.errors import FleetError, InstanceError, NoInstance, UnknownModel
+from balancer.errors import FleetError, InstanceError, NoInstance, Stopping, UnknownModel
 from balancer.fleet.fleet import Fleet
 from balancer.fleet.instance import Instance
 from balancer.forwarding.downstream import BodySource, Sink, send_whole
@@ -145,7 +145,7 @@ class Stores:
         body = request.body if isinstance(request.body, bytes) else request.body.pieces()
         length = None if isinstance(request.body, bytes) else request.body.length
         upstream = _upstream(request, body, length)
-        exchange = await self._client.exchange(instance.id, instance.spec.url, upstream)
+        exchange = await self._client.exchange(instance.spec.url, upstream)
         try:
             return await relay(
                 exchange,
@@ -192,7 +192,7 @@ class Stores:
     async def _ask(self, instance: Instance, request: UpstreamRequest) -> _Answer:
         """What one instance answers; that it does not, or that we cannot ask it, is an answer too."""
         try:
-            exchange = await self._client.exchange(instance.id, instance.spec.url, request)
+            exchange = await self._client.exchange(instance.spec.url, request)
             return _Answer(instance, exchange, await exchange.response())
         except (InstanceError, FleetError) as error:
             return _Answer(instance, error=str(error))
@@ -285,7 +285,7 @@ async def _pump(
                 merged = merge.feed(index, _record(line)) if line.strip() else None
                 if merged is not None:
                     await lines.put(msgspec.json.encode(merged) + b"\n")
-    except InstanceError as error:
+    except (InstanceError, Stopping) as error:
         merge.fail(index, str(error))
     finally:
         lines.put_nowait(None)
@@ -297,7 +297,7 @@ async def _read(exchange: Exchange) -> bytes:
     try:
         while len(body) < _ANSWER_LIMIT_BYTES and (chunk := await exchange.next_chunk()) is not None:
             body += chunk
-    except InstanceError:
+    except (InstanceError, Stopping):
         return bytes(body)
     return bytes(body)
 

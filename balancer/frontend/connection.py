@@ -35,6 +35,10 @@ class Server(web.Server):
         self, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], limits: LimitsSettings
     ) -> None:
         super().__init__(handler, handler_cancellation=True)
+        self.use(limits)
+
+    def use(self, limits: LimitsSettings) -> None:
+        """Other limits, for connections that come from now on."""
         self._limits = limits
         self._most = limits.connections or int(resource.getrlimit(resource.RLIMIT_NOFILE)[0] * _FILES_SHARE)
 

@@ -50,6 +50,12 @@ class Listener:
         """Client connections that are open."""
         return len(self._web.connections) if self._web is not None else 0
 
+    def use(self, limits: LimitsSettings) -> None:
+        """Other limits, for connections and requests that come from now on."""
+        self._limits = limits
+        if self._web is not None:
+            self._web.use(limits)
+
     async def open(self) -> None:
         """Begin to accept. Raises OSError where the address cannot be bound."""
         self._web = Server(self._handle, self._limits)

@@ -1,44 +1,98 @@
 """The filters: each looks at one instance for one ticket and says why it is out, or None.
 
-They run in the order of `FILTERS`; the first reason stands in the decision. `slot_free` is last
-and apart, since an instance that only lacks a free slot is worth waiting for.
+`FILTERS` run in their order and take out for good, as far as this decision goes; the first reason
+stands in the decision. `HOLDS` are of another kind: what they find will end, so an instance that
+only they take out is worth waiting for. They say when it ends at the latest, where that is known.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from balancer.core.ticket import Ticket
 from balancer.core.views import InstanceView
 
-Filter = Callable[[Ticket, InstanceView], str | None]
+BREAKER_OPEN = "breaker open"
+FAILED_BEFORE = "failed this request before"
+MODEL_NOT_THERE = "model not there"
+
+Filter = Callable[[Ticket, InstanceView, float], str | None]
 
 
-def not_excluded(ticket: Ticket, instance: InstanceView) -> str | None:
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Why an instance takes nothing for now; `until` (monotonic seconds) is None where an event ends it."""
+
+    reason: str
+    until: float | None = None
+
+
+HoldFilter = Callable[[Ticket, InstanceView, float], Hold | None]
+
+
+def not_excluded(ticket: Ticket, instance: InstanceView, _now: float) -> str | None:
     """Out where an earlier try of the same request failed."""
-    return "failed this request before" if instance.id in ticket.excluded else None
+    return FAILED_BEFORE if instance.id in ticket.excluded else None
 
 
-def healthy(_ticket: Ticket, instance: InstanceView) -> str | None:
+def healthy(_ticket: Ticket, instance: InstanceView, _now: float) -> str | None:
     """Out where the probes find no answer."""
     return None if instance.usable else "not up"
 
 
-def not_drained(_ticket: Ticket, instance: InstanceView) -> str | None:
+def not_drained(_ticket: Ticket, instance: InstanceView, _now: float) -> str | None:
     """Out where the operator wants no new requests."""
     return "drained" if instance.drained else None
 
 
-def holds_model(ticket: Ticket, instance: InstanceView) -> str | None:
+def holds_model(ticket: Ticket, instance: InstanceView, _now: float) -> str | None:
     """Out where the model is not."""
     if ticket.variant is None or instance.holds(ticket.variant.model):
         return None
-    return "model not there"
+    return MODEL_NOT_THERE
 
 
-def slot_free(ticket: Ticket, instance: InstanceView) -> str | None:
-    """Out, for now, where every slot is lent."""
+def breaker_not_open(ticket: Ticket, instance: InstanceView, now: float) -> str | None:
+    """Out where the instance, or the model there, has failed too often lately."""
+    if not ticket.needs_slot or ticket.variant is None:
+        return None
+    return None if instance.breaker_reopens_at(ticket.variant.model, now) is None else BREAKER_OPEN
+
+
+def no_trial_out(ticket: Ticket, instance: InstanceView, now: float) -> Hold | None:
+    """Held while a half-open breaker has all of its trials out."""
+    if not ticket.needs_slot or ticket.variant is None:
+        return None
+    allowed = instance.breaker_allows(ticket.variant.model, now)
+    return None if allowed else Hold("breaker half-open, on trial")
+
+
+def not_paused(ticket: Ticket, instance: InstanceView, now: float) -> Hold | None:
+    """Held for a moment where the instance has said that its queue is full, or failed a load."""
+    until = instance.paused_until(now) if ticket.needs_slot else None
+    return None if until is None else Hold("paused: full, or a load failed", until)
+
+
+def not_gated(ticket: Ticket, instance: InstanceView, now: float) -> Hold | None:
+    """Held where running requests are to end so that another model can be loaded."""
+    if not ticket.needs_slot or ticket.variant is None:
+        return None
+    until = instance.gated_until(ticket.variant, now)
+    return None if until is None else Hold("held for a load", until)
+
+
+def slot_free(ticket: Ticket, instance: InstanceView, _now: float) -> Hold | None:
+    """Held where every slot is lent."""
     if not ticket.needs_slot or ticket.variant is None or instance.has_free_slot(ticket.variant):
         return None
-    return "no free slot"
+    return Hold("no free slot")
 
 
-FILTERS: tuple[Filter, ...] = (holds_model, healthy, not_drained, not_excluded)
+def loads_nothing_else(ticket: Ticket, instance: InstanceView, _now: float) -> Hold | None:
+    """Held where the variant is still to be loaded and something is being loaded already."""
+    if not ticket.needs_slot or ticket.variant is None or instance.loading is None:
+        return None
+    return None if instance.warm(ticket.variant) else Hold("loading")
+
+
+FILTERS: tuple[Filter, ...] = (holds_model, healthy, not_drained, not_excluded, breaker_not_open)
+HOLDS: tuple[HoldFilter, ...] = (no_trial_out, not_paused, not_gated, slot_free, loads_nothing_else)

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from random import Random
 
 from balancer.core.decision import Considered, Decision, Standing
-from balancer.core.ticket import Ticket
+from balancer.core.ticket import InstanceId, Ticket
+from balancer.core.variant import Variant
 from balancer.core.views import FleetView, InstanceView
-from balancer.scheduling.filters import FILTERS, slot_free
+from balancer.scheduling.filters import BREAKER_OPEN, FAILED_BEFORE, FILTERS, HOLDS, MODEL_NOT_THERE
 from balancer.scheduling.strategies import STRATEGIES
 
 
@@ -24,22 +25,46 @@ class Scheduler:
         self._name = strategy
         self._strategy = STRATEGIES[strategy](random)
 
-    def decide(self, ticket: Ticket, now: float) -> Decision:
-        """The decision at `now` (monotonic seconds). Where it says PICKED the caller must take the
-        slot before anything else can happen; the strategy has counted the pick."""
+    def use(self, strategy: str) -> None:
+        """Decide by another strategy from now on. Raises KeyError as construction does."""
+        if strategy != self._name:
+            self._strategy = STRATEGIES[strategy](self._random)
+            self._name = strategy
+
+    def decide(self, ticket: Ticket, now: float, *, load_at: InstanceId | None = None) -> Decision:
+        """The decision at `now` (monotonic seconds). Where it says PICKED or LOAD the caller must take
+        the slot, or begin the load, before anything else can happen; the strategy has counted the pick.
+
+        `load_at` is where a load was begun for this ticket: it waits for that one, or for a slot where
+        the variant is resident, and no second load is begun for it.
+        """
         considered: dict[InstanceView, Considered] = {}
         able: list[InstanceView] = []
         for instance in self._fleet.instances():
-            reason = next((out for each in FILTERS if (out := each(ticket, instance))), None)
+            reason = next((out for each in FILTERS if (out := each(ticket, instance, now))), None)
             considered[instance] = Considered(instance=instance.id, filtered=reason)
             if reason is None:
                 able.append(instance)
-        free = self._free(ticket, self._meant(ticket, able, considered), considered)
+        steady = [each for each in able if each.held_until <= now]
+        able = _narrow(able, steady, "came and went lately", considered)
+        able = self._meant(ticket, able, considered)
+        free, wake_at = self._free(ticket, able, considered, now)
+        if ticket.needs_slot and ticket.variant is not None:
+            free = _without_second_load(ticket.variant, load_at, able, free, considered)
+        times = [each.held_until for each in considered if each.held_until > now] + wake_at
         if free:
-            chosen = self._pick(ticket, free, considered)
-            return self._decision(ticket, now, Standing.PICKED, considered, chosen)
+            chosen = self._pick(ticket, free, considered, load_at)
+            return self._decision(ticket, now, self._standing(ticket, chosen), considered, chosen)
         standing = Standing.BUSY if able else _dead_end(considered)
-        return self._decision(ticket, now, standing, considered, None)
+        if standing is Standing.HELD_BACK and ticket.variant is not None:
+            reopen = (each.breaker_reopens_at(ticket.variant.model, now) for each in considered)
+            times += [at for at in reopen if at is not None]
+        return self._decision(ticket, now, standing, considered, None, next_wake_at=min(times, default=None))
+
+    def _standing(self, ticket: Ticket, chosen: InstanceView) -> Standing:
+        if not ticket.needs_slot or ticket.variant is None or chosen.warm(ticket.variant):
+            return Standing.PICKED
+        return Standing.LOAD
 
     def _meant(
         self, ticket: Ticket, able: list[InstanceView], considered: dict[InstanceView, Considered]
@@ -52,20 +77,36 @@ class Scheduler:
         return _narrow(able, meant, "meant for other models", considered)
 
     def _free(
-        self, ticket: Ticket, able: list[InstanceView], considered: dict[InstanceView, Considered]
-    ) -> list[InstanceView]:
-        """Those with a free slot, without suspects where another is free."""
-        free = []
+        self,
+        ticket: Ticket,
+        able: list[InstanceView],
+        considered: dict[InstanceView, Considered],
+        now: float,
+    ) -> tuple[list[InstanceView], list[float]]:
+        """Those that nothing holds, without suspects where another is free, and when holds end."""
+        free: list[InstanceView] = []
+        ends: list[float] = []
         for instance in able:
-            reason = slot_free(ticket, instance)
-            considered[instance] = Considered(instance=instance.id, filtered=reason)
-            if reason is None:
+            hold = next((held for each in HOLDS if (held := each(ticket, instance, now))), None)
+            if hold is None:
                 free.append(instance)
-        return _narrow(free, [each for each in free if not each.suspect], "newest probe failed", considered)
+                continue
+            considered[instance] = Considered(instance=instance.id, filtered=hold.reason)
+            if hold.until is not None:
+                ends.append(hold.until)
+        steady = [each for each in free if not each.suspect]
+        return _narrow(free, steady, "newest probe failed", considered), ends
 
     def _pick(
-        self, ticket: Ticket, free: list[InstanceView], considered: dict[InstanceView, Considered]
+        self,
+        ticket: Ticket,
+        free: list[InstanceView],
+        considered: dict[InstanceView, Considered],
+        load_at: InstanceId | None,
     ) -> InstanceView:
+        loaded_for_it = next((each for each in free if each.id == load_at), None)
+        if loaded_for_it is not None:
+            return loaded_for_it  # the strategy has counted it when the load began
         scores: list[float] = []
         for instance, terms in zip(free, self._strategy.score(ticket, free), strict=True):
             scores.append(sum(terms.values()))
@@ -83,6 +124,8 @@ class Scheduler:
         standing: Standing,
         considered: dict[InstanceView, Considered],
         chosen: InstanceView | None,
+        *,
+        next_wake_at: float | None = None,
     ) -> Decision:
         return Decision(
             ticket=ticket,
@@ -91,6 +134,7 @@ class Scheduler:
             standing=standing,
             picked=chosen.id if chosen is not None else None,
             considered=tuple(considered.values()),
+            next_wake_at=next_wake_at,
         )
 
 
@@ -109,12 +153,37 @@ def _narrow(
     return narrow
 
 
+def _without_second_load(
+    variant: Variant,
+    load_at: InstanceId | None,
+    able: list[InstanceView],
+    free: list[InstanceView],
+    considered: dict[InstanceView, Considered],
+) -> list[InstanceView]:
+    """While the variant is being loaded somewhere, or once it was for this ticket, only those where it
+    is resident: one cold model is loaded in one place after the other, as slots there run out. A load
+    where the newest probe failed is not waited for."""
+    under_way = any(
+        (each.loading == variant and not each.suspect) or (each.id == load_at and each.warm(variant))
+        for each in able
+    )
+    if not under_way:
+        return free
+    warm = [each for each in free if each.warm(variant)]
+    for left_out in free:
+        if left_out not in warm:
+            considered[left_out] = Considered(instance=left_out.id, filtered="being loaded elsewhere")
+    return warm
+
+
 def _dead_end(considered: Mapping[InstanceView, Considered]) -> Standing:
     """Why no instance is able, when waiting for a slot will not help. That a model is nowhere can only
     be said while some instance is there to ask."""
     reasons = {each.filtered for each in considered.values()}
-    if reasons == {"model not there"} and any(instance.usable for instance in considered):
+    if reasons == {MODEL_NOT_THERE} and any(instance.usable for instance in considered):
         return Standing.UNKNOWN_MODEL
-    if "failed this request before" in reasons:
+    if FAILED_BEFORE in reasons:
         return Standing.EXHAUSTED
+    if BREAKER_OPEN in reasons:
+        return Standing.HELD_BACK
     return Standing.NO_INSTANCE

@@ -17,6 +17,7 @@ from balancer.settings.groups import (
     ProvisioningSettings,
     RuntimesSettings,
 )
+from balancer.settings.rules import refuse_fixed_changes
 from balancer.settings.schema import PENDING, GpuInstanceSettings, InstanceSettings, Settings
 from balancer.settings.sources import load
 from balancer.settings.values import Address, LogFormat, LogLevel, Provision, Strategy
@@ -45,4 +46,5 @@ __all__ = [
     "SettingsError",
     "Strategy",
     "load",
+    "refuse_fixed_changes",
 ]

@@ -50,13 +50,16 @@ class HealthSettings(Group):
 class CircuitBreakerSettings(Group):
     """When an instance that fails requests is left alone for a while."""
 
-    enabled: bool = Field(default=True, description="Whether failures of requests open a breaker.")
+    enabled: bool = Field(default=True, description="Whether failures in a row open a breaker.")
     threshold: Count = Field(default=5, ge=1, le=1000, description="Failures in a row that open it.")
     reset_seconds: Number = Field(
         default=60.0,
         ge=0.05,
         le=86_400,
-        description="Time until an open breaker lets one request try, in seconds.",
+        description="Time until an open breaker lets requests try, in seconds.",
+    )
+    permits: Count = Field(
+        default=2, ge=1, le=1000, description="Requests at once that may try a half-open breaker."
     )
 
 
@@ -205,6 +208,18 @@ class LimitsSettings(Group):
     )
     connect_seconds: Number = Field(
         default=5.0, gt=0, le=300, description="Time to connect to an instance, in seconds."
+    )
+    stream_idle_seconds: Number = Field(
+        default=60.0,
+        gt=0,
+        le=86_400,
+        description="The longest pause inside an answer that has begun, in seconds; then it is cut.",
+    )
+    stop_seconds: Number = Field(
+        default=8.0,
+        ge=0,
+        le=86_400,
+        description="Time for answers under way to end when the balancer is stopped, in seconds.",
     )
     stream_buffer_bytes: Size = Field(
         default=4 * MIB,

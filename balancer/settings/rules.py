@@ -6,12 +6,13 @@ stays silent where a value that it needs was refused already.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from balancer.settings.faults import Fault
+from balancer.settings.faults import Fault, SettingsError
 from balancer.settings.schema import InstanceSettings, Settings
 from balancer.settings.tree import Entry, Path, size_text
 from balancer.settings.values import Address, is_loopback, shown
 
 _LISTENERS = ("listen", "admin_listen", "metrics_listen")
+_FIXED = (*_LISTENERS, "log")
 _VAGUE = frozenset(("localhost", "0.0.0.0", "::"))
 
 
@@ -52,6 +53,26 @@ def broken_rules(settings: Settings, origins: Origins) -> list[Fault]:
         *_instances(settings, origins),
         *_limits(settings, origins),
     ]
+
+
+def refuse_fixed_changes(running: Settings, wanted: Settings) -> None:
+    """Raise SettingsError where a setting differs that is fixed while the balancer runs."""
+    faults = [
+        Fault(
+            "reload",
+            name,
+            f"{_told(getattr(running, name))} cannot become {_told(getattr(wanted, name))} while it runs",
+            "the same as before, or a restart",
+        )
+        for name in _FIXED
+        if getattr(running, name) != getattr(wanted, name)
+    ]
+    if faults:
+        raise SettingsError(faults)
+
+
+def _told(value: object) -> str:
+    return "null" if value is None else shown(value)
 
 
 def _listeners(settings: Settings, origins: Origins) -> Iterator[Fault]:

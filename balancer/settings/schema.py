@@ -50,7 +50,6 @@ PENDING: Mapping[str, str] = MappingProxyType(
     {
         "batching": "dynamic batching",
         "cache": "prefix affinity and prompt caches",
-        "circuit_breaker": "circuit breaking",
         "drop_dir": "the drop folder",
         "model_pool": "replicas of models",
         "placement": "model placement",

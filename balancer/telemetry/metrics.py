@@ -52,6 +52,20 @@ class Metrics:
             "balancer_instance_up", "1 where an instance answers its probes", ("instance",)
         )
         self.retries = self._counter("balancer_retries", "Further tries of requests", ("reason",))
+        self.retries_refused = self._counter(
+            "balancer_retries_refused", "Further tries that the retry budget did not allow", ()
+        )
+        self.breaker_state = self._gauge(
+            "balancer_breaker_state",
+            "0 closed, 1 half-open, 2 open; an instance's own has an empty model",
+            instance_model,
+        )
+        self.model_loads = self._counter(
+            "balancer_model_loads", "Loads that the balancer began", (*instance_model, "cause")
+        )
+        self.model_load_duration = self._histogram(
+            "balancer_model_load_duration_seconds", "Loads that went well", ("model",)
+        )
         self.rejections = self._counter(
             "balancer_rejections", "Requests turned away by the balancer", ("reason",)
         )

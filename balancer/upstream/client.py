@@ -6,11 +6,10 @@ line goes out.
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
 
-from balancer.core.ticket import InstanceId
-from balancer.errors import BalancerError, ConnectionLost, InstanceDown, InstanceError
+from balancer.errors import BalancerError, ConnectionLost, InstanceDown, Stopping
 from balancer.protocol.headers import Headers
 from balancer.upstream.connection import HEAD_CODING, Connection
 from balancer.upstream.exchange import Exchange
@@ -38,74 +37,95 @@ class UpstreamRequest:
 
 
 class UpstreamClient:
-    """One pool per instance, made at its first use."""
+    """One pool per instance's URL, made at its first use."""
 
     def __init__(self, *, connect_seconds: float, idle_seconds: float, buffer_bytes: int) -> None:
         self._connect_seconds = connect_seconds
         self._idle_seconds = idle_seconds
         self._buffer_bytes = buffer_bytes
-        self._pools: dict[InstanceId, Pool] = {}
-        self._unanswered: dict[InstanceId, set[Exchange]] = {}
+        self._pools: dict[str, Pool] = {}
+        self._unanswered: dict[str, set[Exchange]] = {}
 
-    def pool(self, instance: InstanceId, url: str) -> Pool:
+    def use(self, *, connect_seconds: float, buffer_bytes: int) -> None:
+        """Other bounds, for what begins from now on."""
+        self._connect_seconds = connect_seconds
+        self._buffer_bytes = buffer_bytes
+        for pool in self._pools.values():
+            pool.connect_seconds = connect_seconds
+
+    def pool(self, url: str) -> Pool:
         """The pool of an instance."""
-        if instance not in self._pools:
-            self._pools[instance] = Pool(
+        if url not in self._pools:
+            self._pools[url] = Pool(
                 url, connect_seconds=self._connect_seconds, idle_seconds=self._idle_seconds
             )
-        return self._pools[instance]
+        return self._pools[url]
 
-    async def exchange(self, instance: InstanceId, url: str, request: UpstreamRequest) -> Exchange:
-        """Send a request and wait for the head of its answer.
+    def pools(self) -> Sequence[Pool]:
+        """All of them."""
+        return tuple(self._pools.values())
+
+    def keep_only(self, urls: Collection[str]) -> None:
+        """Keep no idle connection to any other URL; what is under way there goes on to its end."""
+        for url, pool in tuple(self._pools.items()):
+            pool.idle_seconds = self._idle_seconds if url in urls else 0.0
+            if url not in urls:
+                pool.close_idle()
+                if not pool.open:
+                    del self._pools[url]
+
+    async def exchange(self, url: str, request: UpstreamRequest) -> Exchange:
+        """Send a request and wait until its answer has begun.
 
         A kept connection that turns out to be closed at the other end costs one silent try on
         a new one, as long as no byte came back. Cancelling closes the connection at once.
 
         Raises:
             ConnectFailed: no connection.
-            ConnectionLost: it ended before a head came.
+            ConnectionLost: it ended before the first piece of a body came.
+            Unfinished: a stream ended properly with no record in it.
             InstanceDown: the instance was judged down meanwhile.
             BadResponse: what came is no HTTP answer that can be relayed.
         """
-        pool = self.pool(instance, url)
+        pool = self.pool(url)
         kept = pool.take_idle() if request.replayable else None
         if kept is not None:
             try:
-                return await self._try(instance, pool, kept, request)
+                return await self._try(url, pool, kept, request)
             except ConnectionLost:
                 if kept.heard:
                     raise
-        return await self._try(instance, pool, await pool.connect(), request)
+        return await self._try(url, pool, await pool.connect(), request)
 
-    def abandon(self, instance: InstanceId, reason: str) -> None:
-        """Fail every exchange there that has no head yet, so that its request can go elsewhere."""
-        for exchange in tuple(self._unanswered.get(instance, ())):
+    def abandon(self, url: str, reason: str) -> None:
+        """Fail every exchange there whose answer has not begun, so that its request can go elsewhere."""
+        for exchange in tuple(self._unanswered.get(url, ())):
             exchange.cancel(InstanceDown(reason))
 
     def break_off(self, reason: str) -> None:
         """Fail every exchange, answered or not."""
         for pool in self._pools.values():
-            pool.break_off(InstanceError(reason))
+            pool.break_off(Stopping(reason, retry_after_seconds=1.0))
 
     def close(self) -> None:
         """Close every connection."""
         for pool in self._pools.values():
             pool.close()
 
-    async def _try(
-        self, instance: InstanceId, pool: Pool, connection: Connection, request: UpstreamRequest
-    ) -> Exchange:
+    async def _try(self, url: str, pool: Pool, connection: Connection, request: UpstreamRequest) -> Exchange:
         exchange = connection.begin(head_only=request.method == "HEAD", buffer_bytes=self._buffer_bytes)
-        unanswered = self._unanswered.setdefault(instance, set())
+        unanswered = self._unanswered.setdefault(url, set())
         unanswered.add(exchange)
         try:
             await _send(connection, exchange, pool.authority, request)
-            await exchange.response()
+            await exchange.begun()
         except BaseException:  # cancelled or failed: the connection must not outlive its exchange
             exchange.cancel()
             raise
         finally:
             unanswered.discard(exchange)
+            if not unanswered:
+                self._unanswered.pop(url, None)
         return exchange
 
 

@@ -13,7 +13,7 @@ from typing import cast
 
 import httptools
 
-from balancer.errors import BadResponse, ConnectionLost, InstanceError
+from balancer.errors import BadResponse, BalancerError, ConnectionLost
 from balancer.upstream.exchange import Exchange, ResponseHead
 
 HEAD_CODING = ("utf-8", "surrogateescape")
@@ -90,7 +90,7 @@ class Connection(asyncio.Protocol):
         """The request is complete. Without it the connection is not used again."""
         self._sent = True
 
-    def break_off(self, error: InstanceError) -> None:
+    def break_off(self, error: BalancerError) -> None:
         """Fail the exchange that is under way, if there is one, and close."""
         if self._exchange is not None:
             self._exchange.cancel(error)
@@ -159,6 +159,9 @@ class Connection(asyncio.Protocol):
         if status == 101:
             self._refuse("it switched protocols")
         if status < 200:
+            return
+        if 300 <= status < 400 and status != 304:
+            self._refuse("it redirects")
             return
         framing = self._read_framing(status)
         if isinstance(framing, str):

@@ -10,13 +10,15 @@ Source of the leak: observed on Ollama v0.33 with readers that stop.
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
-from balancer.errors import BalancerError, ConnectionLost, SlowReader
+from balancer.errors import BalancerError, ConnectionLost, InstanceStalled, SlowReader, Unfinished
 from balancer.protocol.endings import Tail
 from balancer.protocol.headers import Headers, header
 
 _STREAMS = frozenset({"application/x-ndjson", "text/event-stream"})
+_FIRST_PIECE_SECONDS = 0.05
 _IDLE_SECONDS = 1.0
 """A stream's reader that took nothing for so long does not read."""
 _BURST = 4
@@ -55,6 +57,8 @@ class Exchange:
         self._read = read
         self.reading = True
         self._taken_at = 0.0
+        self._received_at = 0.0
+        self._silence: asyncio.TimerHandle | None = None
         self._head: ResponseHead | None = None
         self._chunks: deque[bytes] = deque()
         self._partial: list[bytes] = []
@@ -88,6 +92,42 @@ class Exchange:
             await self._more()
         return self._head
 
+    async def begun(self) -> ResponseHead:
+        """The answer's head, and a moment later at most, in which the first piece of its body comes in as
+        a rule: as long as the client has no byte, the request can be tried elsewhere.
+
+        Raises:
+            InstanceError: it failed before that.
+            Unfinished: a stream of records has none.
+        """
+        head = await self.response()
+        if not self._chunks and not self._ended and self._error is None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_FIRST_PIECE_SECONDS):
+                    await self._more()
+        if not self._chunks and self._error is not None:
+            raise self._error
+        if self._ended and not self._chunks and head.streams and head.status < 300:
+            raise Unfinished("the instance ended the answer before it had begun")
+        return head
+
+    async def whole(self, *, limit_bytes: int, within_seconds: float) -> bytes | None:
+        """The whole body, which is not taken by this; None where it is longer than the limit, or is not
+        there in that time."""
+        try:
+            async with asyncio.timeout(within_seconds):
+                while not self._ended and self._error is None and self._held_bytes <= limit_bytes:
+                    await self._more()
+        except TimeoutError:
+            return None
+        return b"".join(self._chunks) if self._ended and self._held_bytes <= limit_bytes else None
+
+    def end_when_silent(self, seconds: float) -> None:
+        """Fail it once no byte has come for so long after its first, while it is being read."""
+        loop = asyncio.get_running_loop()
+        if self._silence is None:
+            self._silence = loop.call_later(seconds, self._check_silence, seconds)
+
     async def next_chunk(self) -> bytes | None:
         """The next piece of the body, None at its proper end. Of a chunked body each piece is one
         HTTP chunk as the instance sent it. What was received before a failure is given first.
@@ -118,6 +158,17 @@ class Exchange:
     def streams(self) -> bool:
         """Whether the answer is a stream of records."""
         return self._head is not None and self._head.streams
+
+    @property
+    def is_page(self) -> bool:
+        """Whether the answer is a web page, which no instance gives: something else sits there."""
+        told = header(self._head.headers, "content-type") if self._head is not None else None
+        return (told or "").partition(";")[0].strip().casefold() == "text/html"
+
+    @property
+    def overflowed(self) -> bool:
+        """Whether it was ended as its reader left too much untaken."""
+        return isinstance(self._error, SlowReader)
 
     def when_answered(self, call: Callable[[], None] | None) -> None:
         """Call once when the head is in, or when there will be none; at once where that is so
@@ -150,12 +201,13 @@ class Exchange:
     def receive_head(self, head: ResponseHead) -> None:
         """From the connection: the head is in."""
         self._head = head
-        self._taken_at = asyncio.get_running_loop().time()
+        self._taken_at = self._received_at = asyncio.get_running_loop().time()
         self._tell_answered()
         self._wake()
 
     def receive(self, data: bytes) -> None:
         """From the connection: a part of the body, or of the HTTP chunk begun."""
+        self._received_at = asyncio.get_running_loop().time()
         self._partial.append(data)
         self._partial_bytes += len(data)
         if self._head is None or not self._head.chunked or self._partial_bytes >= _HTTP_CHUNK_HELD_BYTES:
@@ -221,7 +273,19 @@ class Exchange:
         if call is not None:
             call()
 
+    def _check_silence(self, seconds: float) -> None:
+        """Look again when the time could be up; a reading that waits for its reader is no silence."""
+        loop = asyncio.get_running_loop()
+        since = self._received_at if self.reading else loop.time()
+        left = since + seconds - loop.time()
+        if left > 0:
+            self._silence = loop.call_later(left, self._check_silence, seconds)
+        else:
+            self.cancel(InstanceStalled(f"the instance sent nothing more for {seconds:g} s"))
+
     def _end(self) -> None:
+        if self._silence is not None:
+            self._silence.cancel()
         self._tell_answered()
         call, self._on_end = self._on_end, None
         if call is not None:

@@ -6,7 +6,7 @@ import errno
 import ssl
 from urllib.parse import urlsplit
 
-from balancer.errors import ConnectFailed, InstanceError, NoFiles
+from balancer.errors import BalancerError, ConnectFailed, NoFiles
 from balancer.upstream.connection import Connection
 
 
@@ -19,8 +19,8 @@ class Pool:
         self.port = parts.port or (443 if parts.scheme == "https" else 80)
         self.authority = parts.netloc
         self._tls = ssl.create_default_context() if parts.scheme == "https" else None
-        self._connect_seconds = connect_seconds
-        self._idle_seconds = idle_seconds
+        self.connect_seconds = connect_seconds
+        self.idle_seconds = idle_seconds
         self._idle: list[Connection] = []
         self._timers: dict[Connection, asyncio.TimerHandle] = {}
         self._open: set[Connection] = set()
@@ -50,10 +50,10 @@ class Pool:
         """A new connection. Raises ConnectFailed, and NoFiles where we may open no more."""
         self.connects += 1
         try:
-            async with asyncio.timeout(self._connect_seconds):
+            async with asyncio.timeout(self.connect_seconds):
                 connection = await self._open_connection()
         except TimeoutError as error:
-            raise ConnectFailed(f"the instance took no connection in {self._connect_seconds:g} s") from error
+            raise ConnectFailed(f"the instance took no connection in {self.connect_seconds:g} s") from error
         except ConnectionRefusedError as error:
             raise ConnectFailed("the instance refused the connection", refused=True) from error
         except OSError as error:
@@ -72,10 +72,15 @@ class Pool:
         )
         return connection
 
-    def break_off(self, error: InstanceError) -> None:
+    def break_off(self, error: BalancerError) -> None:
         """Fail every exchange that is under way."""
         for connection in tuple(self._open):
             connection.break_off(error)
+
+    def close_idle(self) -> None:
+        """Close those that wait for use."""
+        for connection in tuple(self._idle):
+            connection.close()
 
     def close(self) -> None:
         """Close every connection, in use or not."""
@@ -85,7 +90,7 @@ class Pool:
     def _keep(self, connection: Connection) -> None:
         self._idle.append(connection)
         loop = asyncio.get_running_loop()
-        self._timers[connection] = loop.call_later(self._idle_seconds, connection.close)
+        self._timers[connection] = loop.call_later(self.idle_seconds, connection.close)
 
     def _forget(self, connection: Connection) -> None:
         self._open.discard(connection)

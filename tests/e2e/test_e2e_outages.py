@@ -113,7 +113,6 @@ async def test_requests_at_an_instance_that_hangs_move_to_the_third(refusing: st
         later = await chats(client, 4)
 
         assert {(200, "three")} == {_told(each)[:2] for each in answered}
-        assert "2" in {each.headers["X-Balancer-Attempts"] for each in answered}
         assert [_told(each) for each in later] == [(200, "three", "1")] * 4
         assert await states(stack) == {"one": "down", "two": "down", "three": "up"}
 
@@ -128,6 +127,7 @@ async def test_stopped_process_is_left_alone_until_it_goes_on(tmp_path: Path, re
             os.kill(stopped.pid, signal.SIGSTOP)
             answers = [await timed(client, path) for path in LISTS]
             answered = await chats(client, 4)
+            await until(lambda: len(stack.balancer.fleet.usable()) == 1)
             during = await states(stack)
             os.kill(stopped.pid, signal.SIGCONT)
             await until(lambda: len(stack.balancer.fleet.usable()) == 2)

@@ -5,14 +5,12 @@ import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from balancer.core.ticket import InstanceId
 from balancer.errors import BalancerError
 from balancer.upstream.client import UpstreamClient, UpstreamRequest
 from balancer.upstream.exchange import Exchange, ResponseHead
 from balancer.upstream.pool import Pool
 from tests.fakes.scripted_instance import ScriptedInstance, Send, whole
 
-_NAME = InstanceId("a")
 ASK = UpstreamRequest(method="POST", target="/api/chat", headers=(), body=b"{}")
 
 
@@ -35,11 +33,11 @@ class Asker:
 
     @property
     def pool(self) -> Pool:
-        return self.client.pool(_NAME, self.instance.url)
+        return self.client.pool(self.instance.url)
 
     async def exchange(self, request: UpstreamRequest = ASK) -> Exchange:
         async with asyncio.timeout(20):
-            return await self.client.exchange(_NAME, self.instance.url, request)
+            return await self.client.exchange(self.instance.url, request)
 
     async def take(self, request: UpstreamRequest = ASK) -> Taken:
         exchange = await self.exchange(request)
@@ -70,5 +68,5 @@ async def asking(*, idle_seconds: float = 60, buffer_bytes: int = 1 << 24) -> As
             yield Asker(instance, client)
         finally:
             client.close()
-            assert client.pool(_NAME, instance.url).open == 0
+            assert client.pool(instance.url).open == 0
             await asyncio.sleep(0.01)  # for the loop to let the closed sockets go

@@ -54,7 +54,7 @@ class Running:
     @property
     def upstream_open(self) -> int:
         """Connections to instances."""
-        return sum(pool.open for pool in self.balancer.client._pools.values())
+        return sum(pool.open for pool in self.balancer.client.pools())
 
     @property
     def counted_as_running(self) -> float:

@@ -216,7 +216,7 @@ class ScriptedInstance:
 
     `hanging`: answer nothing any more, probes neither. `deaf`: read nothing more than heads.
     `discarding`: keep nothing of bodies whose length is told. `lies`: what to answer for version and
-    lists instead of the truth, by path.
+    lists instead of the truth, by path. `resident`: which models are in memory, None for all.
     """
 
     def __init__(self, *models: str, version: str = "0.33.0") -> None:
@@ -227,6 +227,7 @@ class ScriptedInstance:
         self.probes = 0
         self.otherwise: Callable[[SeenRequest], Script] = _plain_answer
         self.lies: dict[str, bytes] = {}
+        self.resident: set[str] | None = None
         self.hanging = False
         self.deaf = False
         self.discarding = False
@@ -379,5 +380,6 @@ class ScriptedInstance:
         if target in self.lies:
             return self.lies[target]
         rows = [{"name": name, "model": name, "digest": f"digest of {name}"} for name in self.models]
-        truth = {"/api/version": {"version": self.version}, "/api/ps": {"models": []}}
+        resident = rows if self.resident is None else [row for row in rows if row["name"] in self.resident]
+        truth = {"/api/version": {"version": self.version}, "/api/ps": {"models": resident}}
         return json.dumps(truth.get(target, {"models": rows})).encode()

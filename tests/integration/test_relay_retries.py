@@ -20,6 +20,7 @@ from tests.fakes.scripted_instance import (
     Send,
     Stall,
     Turn,
+    chunk,
     chunked,
     head,
     whole,
@@ -149,7 +150,7 @@ async def test_answer_that_began_is_never_tried_again() -> None:
         balancing(one, two) as running,
     ):
         opening = head(200, "Content-Type: application/x-ndjson", "Transfer-Encoding: chunked")
-        fails_first((ReadBody(), Send(opening), Turn(), Close()), one, two)
+        fails_first((ReadBody(), Send(opening + chunk(b'{"done":false}\n')), Turn(), Close()), one, two)
 
         answer = await running.ask("/api/generate", GENERATE)
 
@@ -157,18 +158,19 @@ async def test_answer_that_began_is_never_tried_again() -> None:
         assert len(one.requests) + len(two.requests) == 1
 
 
-async def test_error_status_of_an_instance_is_an_answer() -> None:
+async def test_error_status_that_every_instance_gives_is_the_answer() -> None:
     async with (
         ScriptedInstance().running() as one,
         ScriptedInstance().running() as two,
         balancing(one, two) as running,
     ):
-        fails_first((ReadBody(), Send(whole(b'{"error":"broken"}', status=500))), one, two)
+        for each in (one, two):
+            each.play(ReadBody(), Send(whole(b'{"error":"broken"}', status=500)))
 
         answer = await running.ask("/api/generate", GENERATE)
 
         assert (answer.status, answer.json) == (500, {"error": "broken"})
-        assert len(one.requests) + len(two.requests) == 1
+        assert [len(one.requests), len(two.requests)] == [1, 1]
 
 
 async def test_retry_goes_ahead_of_those_that_came_later() -> None:

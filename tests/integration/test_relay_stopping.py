@@ -28,9 +28,9 @@ async def test_answer_that_needs_no_more_than_the_grace_ends_whole() -> None:
         await stopping
 
 
-async def test_answer_that_needs_more_is_told_not_to_be_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("balancer.app._STOP_GRACE_SECONDS", 0.05)
-    async with ScriptedInstance().running() as one, balancing(one) as running:
+async def test_answer_that_needs_more_is_told_not_to_be_whole() -> None:
+    limits = {"stop_seconds": 0.05}
+    async with ScriptedInstance().running() as one, balancing(one, limits=limits) as running:
         one.play(Send(STREAMED + chunk(LINE)), Stall())
         async with running.client() as client:
             await client.send(request("/api/generate", GENERATE))

@@ -93,7 +93,7 @@ async def test_body_that_ends_with_the_connection_comes_through_whole() -> None:
         assert (answer.status, answer.body, answer.whole) == (200, b'{"a":1}', True)
 
 
-@pytest.mark.parametrize("status", [200, 201, 202, 301, 400, 401, 404, 418, 429, 500, 501, 503])
+@pytest.mark.parametrize("status", [200, 201, 202, 400, 401, 404, 418, 429, 500, 501, 503])
 async def test_status_and_body_of_every_kind_of_answer_come_through(status: int) -> None:
     """What an instance answers is its word: only the lack of an answer is tried elsewhere."""
     async with ScriptedInstance().running() as one, balancing(one) as running:

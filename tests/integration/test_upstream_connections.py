@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from balancer.core.ticket import InstanceId
 from balancer.errors import BalancerError, ClientLeft, ConnectFailed, ConnectionLost, InstanceDown
 from balancer.upstream.client import UpstreamRequest
 from tests.fakes.asker import Asker, asking
@@ -23,7 +22,6 @@ from tests.fakes.scripted_instance import (
     whole,
 )
 
-A = InstanceId("a")
 BEGUN = head(200, "Transfer-Encoding: chunked") + chunk(b"first")
 
 
@@ -337,7 +335,7 @@ async def test_abandoning_fails_what_has_no_head_and_spares_the_rest() -> None:
         silent = asyncio.create_task(asker.exchange())
         await asker.instance.seen(2)
 
-        asker.client.abandon(A, "the instance went down")
+        asker.client.abandon(asker.instance.url, "the instance went down")
 
         with pytest.raises(InstanceDown):
             await silent

@@ -151,7 +151,7 @@ def test_a_name_that_a_client_made_up_is_no_label() -> None:
         books.ledger.begin(one)
         books.ledger.leased(one)
         books.ledger.failed(one, "connect")
-        books.ledger.returned(one)
+        books.ledger.returned(one, "a")
         books.ledger.end(one)
 
     assert b"made-up" not in books.metrics.render()
@@ -176,7 +176,7 @@ def test_what_was_counted_as_running_is_counted_down_though_its_model_went_meanw
 
     books.known.clear()  # its only instance went down
     books.ledger.failed(one, "connection_lost")
-    books.ledger.returned(one)
+    books.ledger.returned(one, "a")
     books.ledger.end(one)
 
     assert books.value("requests_running", instance="a", model="m:latest") == 0.0

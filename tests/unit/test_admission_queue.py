@@ -9,13 +9,12 @@ from balancer.core.variant import Variant
 from tests.unit.unit_support import ticket
 
 
-def test_tickets_of_one_model_share_a_lane_whatever_their_options() -> None:
+def test_tickets_of_one_variant_share_a_lane_whatever_their_class() -> None:
     one = ticket("1")
     assert one.variant is not None
 
-    assert lane_of(one) == lane_of(
-        ticket("2", variant=Variant(one.variant.model, (("num_ctx", 1),)), priority=Priority.BATCH)
-    )
+    assert lane_of(one) == lane_of(ticket("2", priority=Priority.BATCH))
+    assert lane_of(one) != lane_of(ticket("3", variant=Variant(one.variant.model, (("num_ctx", 1),))))
 
 
 def test_another_model_another_need_and_other_exclusions_are_other_lanes() -> None:
@@ -40,7 +39,7 @@ def test_a_lane_is_headed_by_who_came_first() -> None:
         head = queue.head(lane)
         assert head is not None
         assert expected == head.id
-        assert [(int(expected), lane)] == queue.heads()
+        assert [(int(expected), 0, lane)] == queue.heads()
         assert queue.remove(head.id)
     assert queue.head(lane) is None
     assert queue.heads() == []

@@ -332,7 +332,7 @@ async def test_who_waits_only_for_an_instance_that_goes_down_is_told_at_once() -
 
 
 async def test_a_lease_names_the_lives_that_it_belongs_to() -> None:
-    a = instance("a", slots=1)
+    a = instance("a", slots=1, cold=True)
     a.read_inventory(models=None, runners=[{"name": "m", "digest": "1"}], slots={}, at=1.0)
     a.read_inventory(models=None, runners=[{"name": "m", "digest": "2"}], slots={}, at=2.0)
     a.incarnation = 7

@@ -3,15 +3,15 @@
 import pytest
 
 from balancer.fleet.fleet import Fleet
-from balancer.fleet.health import Health, HealthState
+from balancer.fleet.health import Health, HealthPolicy, HealthState
 from balancer.fleet.instance import Instance
 from tests.unit.unit_support import instance
 
 
 def health(unhealthy: int = 3, healthy: int = 2, *, up: bool = True) -> Health:
-    made = Health(unhealthy_threshold=unhealthy, healthy_threshold=healthy)
+    made = Health(HealthPolicy(unhealthy_threshold=unhealthy, healthy_threshold=healthy))
     if up:
-        made.succeeded()
+        made.succeeded(0.0)
     return made
 
 
@@ -19,16 +19,16 @@ def test_an_instance_is_unknown_until_its_first_success() -> None:
     it = health(healthy=5, up=False)
 
     assert (it.state, it.suspect) == (HealthState.UNKNOWN, False)
-    assert it.succeeded() is True
+    assert it.succeeded(0.0) is True
     assert it.state is HealthState.UP
-    assert it.succeeded() is False
+    assert it.succeeded(0.0) is False
 
 
 @pytest.mark.parametrize("threshold", [1, 2, 3, 5])
 def test_it_is_down_after_so_many_failures_in_a_row(threshold: int) -> None:
     it = health(threshold)
 
-    changes = [it.failed("slow", refused=False) for _ in range(threshold + 2)]
+    changes = [it.failed("slow", 0.0, refused=False) for _ in range(threshold + 2)]
 
     assert [False] * (threshold - 1) + [True, False, False] == changes
     assert (it.state, it.suspect, it.last_error) == (HealthState.DOWN, False, "slow")
@@ -38,32 +38,32 @@ def test_a_success_in_between_starts_the_count_anew() -> None:
     it = health(2)
 
     for _ in range(5):
-        assert it.failed("slow", refused=False) is False
+        assert it.failed("slow", 0.0, refused=False) is False
         assert it.suspect
-        it.succeeded()
+        it.succeeded(0.0)
         assert not it.suspect
     assert (it.state, it.last_error) == (HealthState.UP, None)
 
 
 def test_a_refused_connection_takes_it_down_at_once() -> None:
-    assert health(9).failed("refused", refused=True) is True
-    assert health(9, up=False).failed("refused", refused=True) is True
+    assert health(9).failed("refused", 0.0, refused=True) is True
+    assert health(9, up=False).failed("refused", 0.0, refused=True) is True
 
 
 @pytest.mark.parametrize("threshold", [1, 2, 4])
 def test_it_comes_up_after_so_many_successes_in_a_row(threshold: int) -> None:
     it = health(1, threshold)
-    it.failed("x", refused=True)
+    it.failed("x", 0.0, refused=True)
 
-    assert [False] * (threshold - 1) + [True, False] == [it.succeeded() for _ in range(threshold + 1)]
+    assert [False] * (threshold - 1) + [True, False] == [it.succeeded(0.0) for _ in range(threshold + 1)]
     assert it.state is HealthState.UP
 
 
 def test_a_failure_while_coming_up_starts_the_count_anew() -> None:
     it = health(1, 2)
-    it.failed("x", refused=True)
+    it.failed("x", 0.0, refused=True)
 
-    assert [it.succeeded(), it.failed("x", refused=True), it.succeeded(), it.succeeded()] == [
+    assert [it.succeeded(0.0), it.failed("x", 0.0, refused=True), it.succeeded(0.0), it.succeeded(0.0)] == [
         False,
         False,
         False,
@@ -73,7 +73,7 @@ def test_a_failure_while_coming_up_starts_the_count_anew() -> None:
 
 def test_one_never_seen_up_is_neither_usable_nor_suspect_while_it_fails() -> None:
     it = health(3, up=False)
-    it.failed("slow", refused=False)
+    it.failed("slow", 0.0, refused=False)
 
     assert (it.state, it.suspect) == (HealthState.UNKNOWN, False)
 

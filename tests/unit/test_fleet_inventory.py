@@ -7,8 +7,9 @@ import pytest
 from balancer.core.names import canonical_name
 from balancer.core.ticket import InstanceId
 from balancer.core.variant import Variant
+from balancer.fleet.breaker import BreakerPolicy, Breakers
 from balancer.fleet.fleet import Fleet
-from balancer.fleet.health import Health
+from balancer.fleet.health import Health, HealthPolicy
 from balancer.fleet.instance import Instance, InstanceSpec
 from balancer.fleet.stores import learn_shared_stores
 from tests.unit.unit_support import instance
@@ -107,7 +108,7 @@ def test_a_runner_that_went_down_with_its_instance_begins_a_new_life() -> None:
 
 
 def test_what_is_not_resident_has_no_life() -> None:
-    assert 0 == instance("a").generation_of(M) == instance("a", models=None).generation_of(M)
+    assert 0 == instance("a", cold=True).generation_of(M) == instance("a", models=None).generation_of(M)
     assert instance("a").generation_of(None) == 0
 
 
@@ -169,7 +170,7 @@ def test_a_slot_cannot_come_back_twice() -> None:
 def test_models_reserved_for_others_are_told_by_canonical_name() -> None:
     assert instance("a").meant_for(M)
     spec = InstanceSpec(id=InstanceId("a"), url="http://a:1", models=frozenset({M}))
-    reserved = Instance(spec, Health(unhealthy_threshold=1, healthy_threshold=1))
+    reserved = Instance(spec, Health(HealthPolicy()), Breakers(BreakerPolicy()))
     assert (reserved.meant_for(M), reserved.meant_for(N)) == (True, False)
 
 

@@ -10,7 +10,14 @@ import pytest
 import balancer.scheduling
 from balancer.core.decision import Decision, Standing
 from balancer.core.ticket import InstanceId
-from balancer.scheduling.filters import FILTERS, healthy, holds_model, not_drained, not_excluded
+from balancer.scheduling.filters import (
+    FILTERS,
+    breaker_not_open,
+    healthy,
+    holds_model,
+    not_drained,
+    not_excluded,
+)
 from balancer.scheduling.scheduler import Scheduler
 from tests.unit.unit_support import FakeFleet, FakeView, ticket, view
 
@@ -24,7 +31,7 @@ def reasons(decision: Decision) -> dict[str, str | None]:
 
 
 def test_the_filters_run_in_the_order_in_which_reasons_matter() -> None:
-    assert (holds_model, healthy, not_drained, not_excluded) == FILTERS
+    assert (holds_model, healthy, not_drained, not_excluded, breaker_not_open) == FILTERS
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,9 @@ from balancer.core.names import ModelName, canonical_name
 from balancer.core.ticket import ClientId, InstanceId, Outcome, Priority, Ticket, TicketId, Verdict
 from balancer.core.variant import Variant
 from balancer.dispatch import Dispatcher
-from balancer.fleet.fleet import Fleet
-from balancer.fleet.health import Health
+from balancer.fleet.breaker import BreakerPolicy, Breakers
+from balancer.fleet.fleet import Fleet, Load
+from balancer.fleet.health import Health, HealthPolicy
 from balancer.fleet.instance import Instance, InstanceSpec
 from balancer.protocol.endings import Tail
 from balancer.scheduling.scheduler import Scheduler
@@ -89,10 +90,32 @@ class FakeView:
     usable: bool = True
     suspect: bool = False
     drained: bool = False
+    held_until: float = float("-inf")
     running: int = 0
     models: frozenset[str] = frozenset({"m:latest"})
     reserved_for: frozenset[str] = frozenset()
     free: bool = True
+    resident: bool = True
+    loading: Variant | None = None
+    reopens_at: float | None = None
+    trials_left: bool = True
+    paused: float | None = None
+    gated: float | None = None
+
+    def breaker_reopens_at(self, model: ModelName, now: float) -> float | None:
+        return self.reopens_at
+
+    def breaker_allows(self, model: ModelName, now: float) -> bool:
+        return self.trials_left
+
+    def paused_until(self, now: float) -> float | None:
+        return self.paused
+
+    def gated_until(self, variant: Variant, now: float) -> float | None:
+        return self.gated
+
+    def warm(self, variant: Variant) -> bool:
+        return self.resident
 
     def holds(self, model: ModelName) -> bool:
         return model in self.models
@@ -146,17 +169,22 @@ def instance(
     up: bool = True,
     models: Iterable[str] | None = ("m",),
     thresholds: tuple[int, int] = (3, 2),
+    cold: bool = False,
+    breaker: BreakerPolicy | None = None,
     **spec: Any,
 ) -> Instance:
-    """An instance that answers and lists the models; `models=None`: its lists were never read."""
+    """An instance that answers and lists the models, on its disk and unless it is `cold` in memory;
+    `models=None`: its lists were never read."""
     made = Instance(
         InstanceSpec(id=InstanceId(name), url=f"http://{name}:11434", **spec),
-        Health(unhealthy_threshold=thresholds[0], healthy_threshold=thresholds[1]),
+        Health(HealthPolicy(unhealthy_threshold=thresholds[0], healthy_threshold=thresholds[1])),
+        Breakers(breaker or BreakerPolicy()),
     )
     if up:
-        made.health.succeeded()
+        made.health.succeeded(0.0)
     if models is not None:
-        made.read_inventory(models=[{"name": each} for each in models], runners=[], slots={}, at=0.0)
+        rows = [{"name": each} for each in models]
+        made.read_inventory(models=rows, runners=() if cold else rows, slots={}, at=0.0)
     return made
 
 
@@ -168,6 +196,7 @@ class House:
     queue: RequestQueue
     dispatcher: Dispatcher
     decisions: list[Decision] = field(default_factory=list)
+    loads: list[tuple[Instance, Load]] = field(default_factory=list)
 
 
 def house(
@@ -177,7 +206,8 @@ def house(
     strategy: str = "least_connections",
     watch: Callable[[Decision], None] = lambda _: None,
 ) -> House:
-    fleet = Fleet(instances)
+    fleet = Fleet(instances, clock=clock)
+    loads: list[tuple[Instance, Load]] = []
     queue = RequestQueue(limit=limit)
     decisions: list[Decision] = []
 
@@ -190,9 +220,10 @@ def house(
         queue=queue,
         scheduler=Scheduler(fleet, strategy=strategy, random=Random(1)),
         clock=clock,
+        load=lambda where, variant: loads.append((where, fleet.load_began(where, variant))),
         on_decision=decided,
     )
-    return House(fleet, queue, dispatcher, decisions)
+    return House(fleet, queue, dispatcher, decisions, loads)
 
 
 async def settle() -> None:

@@ -1,0 +1,206 @@
+"""The loader: brings a variant into an instance's memory, in a request of the balancer's own.
+
+Ollama aborts a load when its requester leaves, and the next request begins it anew. So no client's
+request carries a load: those that wait for it stay in the queue, where they can leave, be re-ordered
+or go elsewhere. One load per instance at a time, for Ollama does them one after the other too.
+
+A load can wait for ever while requests for another model overlap there, as only a moment without any
+lets Ollama unload it. So when a load takes much longer than it should, the others are gated: they get
+no new slots there until the load is over or the gate's time is up.
+Source: observed on Ollama v0.33 (disconnects during loads, starvation, what loads without a prompt).
+"""
+
+import asyncio
+from collections.abc import Callable
+
+import msgspec
+
+from balancer.clock import Clock
+from balancer.core.ticket import InstanceId, Outcome, Verdict
+from balancer.core.variant import Variant
+from balancer.errors import BalancerError, ConnectFailed, ConnectionLost, FleetError
+from balancer.fleet.device_ledger import DeviceLedger
+from balancer.fleet.fleet import Fleet, Load
+from balancer.fleet.instance import Instance
+from balancer.protocol.failures import LOAD_FAILED, STATUS, classify, error_message
+from balancer.protocol.headers import Headers
+from balancer.telemetry.logs import Logger
+from balancer.telemetry.metrics import Metrics
+from balancer.upstream.client import UpstreamClient, UpstreamRequest
+
+_JSON: Headers = (("Content-Type", "application/json"), ("Accept", "application/json"))
+_ANSWER_BYTES = 65536
+_ANSWER_SECONDS = 5.0
+_SILENCE_SECONDS = 2.0
+"""A load that takes longer is no sign of trouble, but the instance is probed once more than planned."""
+_LONGEST_SECONDS = 900.0
+"""Longer than Ollama's own bound of a load that makes no progress (OLLAMA_LOAD_TIMEOUT, 5 min)."""
+_SLOWEST_BYTES_PER_SECOND = 200e6
+"""What a load from a slow disk still reaches; with it a model's size bounds how long it should take."""
+_GATE_AFTER_SECONDS = 2.0
+_GATE_AFTER_LONGEST_SECONDS = 60.0
+_GATE_SECONDS = 60.0
+
+
+class Loader:
+    """`look` asks for a probe of an instance, whose lists then show what was loaded. `gate_after_seconds`
+    is the least time that a load gets before other models are held back for it."""
+
+    def __init__(
+        self,
+        *,
+        fleet: Fleet,
+        client: UpstreamClient,
+        memory: DeviceLedger,
+        look: Callable[[InstanceId], None],
+        metrics: Metrics,
+        clock: Clock,
+        log: Logger,
+        gate_after_seconds: float = _GATE_AFTER_SECONDS,
+    ) -> None:
+        self._fleet = fleet
+        self._client = client
+        self._memory = memory
+        self._look = look
+        self._metrics = metrics
+        self._clock = clock
+        self._log = log
+        self._gate_after_seconds = gate_after_seconds
+        self._tasks: dict[Instance, asyncio.Task[None]] = {}
+        self._group: asyncio.TaskGroup | None = None
+        fleet.listen(on_members=self._abort_removed)
+
+    async def run(self) -> None:
+        """Load what is asked for until cancelled, which aborts what is under way."""
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            try:
+                await asyncio.get_running_loop().create_future()
+            finally:
+                self._group = None  # what ends by this may ask for the next load
+
+    def begin(self, instance: Instance, variant: Variant) -> None:
+        """Begin a load where nothing is being loaded. The fleet tells of its end."""
+        if self._group is None:
+            return
+        load = self._fleet.load_began(instance, variant)
+        self._metrics.model_loads.labels(instance.id, variant.model, "request").inc()
+        task = self._group.create_task(self._guarded(instance, load))
+        self._tasks[instance] = task
+        task.add_done_callback(lambda done: self._forget(instance, done))
+
+    async def _guarded(self, instance: Instance, load: Load) -> None:
+        """One load and what it means. A defect met in it must not end the balancer."""
+        outcome = Outcome(verdict=Verdict.NEUTRAL, kind="aborted")
+        promise = self._memory.promise({instance.id: _size_bytes(instance, load.variant)})
+        gate = asyncio.get_running_loop().call_later(
+            self._patience_seconds(instance, load.variant), self._gate, instance, load
+        )
+        silence = asyncio.get_running_loop().call_later(_SILENCE_SECONDS, self._look, instance.id)
+        try:
+            async with asyncio.timeout(_LONGEST_SECONDS):
+                outcome = await self._load(instance, load.variant)
+        except TimeoutError:
+            outcome = LOAD_FAILED.outcome(f"it was not loaded in {_LONGEST_SECONDS:g} s")
+        except BalancerError as error:
+            outcome = self._failed(instance, load, error)
+        except Exception as error:  # noqa: BLE001 - a boundary of tasks, see above
+            outcome = LOAD_FAILED.outcome("internal error")
+            self._log.error("load_defect", instance=instance.id, exc_info=error)
+        finally:
+            gate.cancel()
+            silence.cancel()
+            if promise is not None:
+                self._memory.settle(promise)
+            self._ended(instance, load, outcome)
+
+    async def _load(self, instance: Instance, variant: Variant) -> Outcome:
+        """Ask for it, first as a model that generates, then as one that embeds."""
+        status, body = await self._ask(instance, "/api/generate", _load_body(instance, variant))
+        if status == 400:
+            status, body = await self._ask(instance, "/api/embed", _load_body(instance, variant, input=[]))
+        if status < 300:
+            return Outcome(verdict=Verdict.SUCCESS, kind="ok")
+        message = error_message(body)
+        told = classify(status, message, has_model=True)
+        if told is STATUS:
+            return LOAD_FAILED.outcome(message)
+        if told is not None:
+            return told.outcome(message)
+        # It cannot be loaded in this way, so that the requests themselves will have to tell.
+        return Outcome(verdict=Verdict.SUCCESS, kind="rejected")
+
+    async def _ask(self, instance: Instance, path: str, body: bytes) -> tuple[int, bytes]:
+        request = UpstreamRequest(method="POST", target=path, headers=_JSON, body=body)
+        exchange = await self._client.exchange(instance.spec.url, request)
+        try:
+            answer = await exchange.whole(limit_bytes=_ANSWER_BYTES, within_seconds=_ANSWER_SECONDS)
+        finally:
+            exchange.cancel()
+        if answer is None:
+            raise ConnectionLost("the instance did not end its answer to a load")
+        return exchange.status, answer
+
+    def _failed(self, instance: Instance, load: Load, error: BalancerError) -> Outcome:
+        if isinstance(error, FleetError):  # stopping, or no files are left to open: it is ours
+            return Outcome(verdict=Verdict.NEUTRAL, kind=error.kind, error=str(error))
+        if isinstance(error, ConnectFailed) and error.refused:
+            self._fleet.failed(instance, str(error), refused=True, incarnation=load.incarnation)
+        self._look(instance.id)
+        return Outcome(verdict=Verdict.FAILURE, kind=error.kind, error=str(error))
+
+    def _ended(self, instance: Instance, load: Load, outcome: Outcome) -> None:
+        seconds = self._clock.monotonic() - load.began_at
+        model = load.variant.model
+        if outcome.verdict is Verdict.SUCCESS:
+            self._metrics.model_load_duration.labels(model).observe(seconds)
+            self._look(instance.id)
+        elif outcome.verdict is Verdict.FAILURE:
+            self._metrics.errors.labels(instance.id, model, outcome.kind).inc()
+        self._log.info(
+            "load_ended",
+            instance=instance.id,
+            variant=str(load.variant),
+            seconds=round(seconds, 3),
+            outcome=outcome.kind,
+            error=outcome.error or None,
+        )
+        self._fleet.load_ended(instance, load, outcome)
+
+    def _patience_seconds(self, instance: Instance, variant: Variant) -> float:
+        """How long a load may take before it looks as if others keep it from beginning."""
+        expected = _size_bytes(instance, variant) / _SLOWEST_BYTES_PER_SECOND
+        return min(max(self._gate_after_seconds, expected), _GATE_AFTER_LONGEST_SECONDS)
+
+    def _gate(self, instance: Instance, load: Load) -> None:
+        if instance.running and instance.loading == load.variant:
+            self._log.info("gated_for_load", instance=instance.id, variant=str(load.variant))
+            self._fleet.gate(instance, load.variant, for_seconds=_GATE_SECONDS)
+
+    def _abort_removed(self) -> None:
+        """A load at an instance that is no more of the fleet is for nobody."""
+        present = set(self._fleet.instances())
+        for instance, task in self._tasks.items():
+            if instance not in present:
+                task.cancel()
+
+    def _forget(self, instance: Instance, done: asyncio.Task[None]) -> None:
+        if self._tasks.get(instance) is done:
+            del self._tasks[instance]
+
+
+def _load_body(instance: Instance, variant: Variant, **more: object) -> bytes:
+    """A request without a prompt, with the options that the runner depends on and no others. It sets
+    no keep_alive, so that the instance's own holds until a client asks for another."""
+    row = instance.inventory.models.get(variant.model) if instance.inventory else None
+    options = {name: value for name, value in variant.options if name != "shift"}
+    shift = {name: value for name, value in variant.options if name == "shift"}
+    name = row["name"] if row is not None else variant.model
+    return msgspec.json.encode({"model": name, "stream": False, "options": options, **shift, **more})
+
+
+def _size_bytes(instance: Instance, variant: Variant) -> int:
+    """The size of the model's files, 0 where no list tells."""
+    row = instance.inventory.models.get(variant.model) if instance.inventory else None
+    size = row.get("size") if row is not None else None
+    return size if isinstance(size, int) and size > 0 else 0

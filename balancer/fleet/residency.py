@@ -1,0 +1,118 @@
+"""Which variants are resident in one instance, and what is being loaded there.
+
+Ollama's own list names models, not variants, and a model that loads is in no list. So loads that the
+balancer made are remembered until a list that was read later tells otherwise, and with them the
+options that they were made with. Source: observed on Ollama v0.33 (which options reload, and what
+`/api/ps` shows during a load).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from balancer.core.names import ModelName, is_cloud_name
+from balancer.core.variant import OptionValue, Variant
+
+Row = Mapping[str, object]
+"""One item of `/api/tags` or `/api/ps`, as the instance sent it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """A model resident in an instance. `generation` counts its lives there; `slots` is None until known."""
+
+    model: ModelName
+    digest: str
+    generation: int
+    slots: int | None
+    row: Row
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """What the instance last said that it has; `read_at` is when the reading began, monotonic seconds."""
+
+    read_at: float
+    models: Mapping[ModelName, Row]
+    runners: Mapping[ModelName, Runner]
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """A load of ours; `generation` is that of the runner in which a list showed it."""
+
+    variant: Variant
+    at: float
+    generation: int | None = None
+
+
+class Residency:
+    """Of one instance. Times are monotonic seconds."""
+
+    def __init__(self) -> None:
+        self.loading: Variant | None = None
+        self._loaded: dict[ModelName, _Loaded] = {}
+        self._gate: tuple[Variant, float] | None = None
+
+    def warm(self, variant: Variant, inventory: Inventory | None) -> bool:
+        """Whether a request for the variant needs no load. Where no list could be read nothing is
+        known, and the request itself will tell."""
+        if inventory is None or is_cloud_name(variant.model):
+            return True
+        runner = inventory.runners.get(variant.model)
+        loaded = self._loaded.get(variant.model)
+        if runner is None and (loaded is None or loaded.at <= inventory.read_at):
+            return False
+        return _matches(variant, loaded.variant if loaded else Variant(variant.model), runner)
+
+    def began(self, variant: Variant) -> None:
+        """The balancer loads it."""
+        assert self.loading is None, "one load at a time"
+        self.loading = variant
+
+    def ended(self, variant: Variant) -> None:
+        """The load is over, however it went, and so is its gate."""
+        self.loading = None
+        if self._gate is not None and self._gate[0] == variant:
+            self._gate = None
+
+    def loaded(self, variant: Variant, at: float) -> None:
+        """The load went well."""
+        self._loaded[variant.model] = _Loaded(variant, at)
+
+    def gate(self, variant: Variant, until: float) -> None:
+        """Hold back leases for all others until then at the latest."""
+        self._gate = (variant, until)
+
+    def gated_until(self, variant: Variant, now: float) -> float | None:
+        """Until when leases for the variant are held back; None where they are not."""
+        if self._gate is None or self._gate[0] == variant or self._gate[1] <= now:
+            return None
+        return self._gate[1]
+
+    def lists_read(self, inventory: Inventory) -> None:
+        """Forget the loads that a list read after them does not show any more, or shows anew."""
+        for model, loaded in tuple(self._loaded.items()):
+            runner = inventory.runners.get(model)
+            if loaded.at > inventory.read_at:
+                continue
+            if runner is None or loaded.generation not in {None, runner.generation}:
+                del self._loaded[model]
+            elif loaded.generation is None:
+                self._loaded[model] = replace(loaded, generation=runner.generation)
+
+    def forget(self) -> None:
+        """The instance has ended, and its runners with it."""
+        self._loaded.clear()
+
+
+def _matches(variant: Variant, loaded: Variant, runner: Runner | None) -> bool:
+    """Whether a runner that was loaded for one variant serves another. A context length that is asked
+    for explicitly fits any runner that has it."""
+    if variant == loaded:
+        return True
+    wanted, had = dict(variant.options), dict(loaded.options)
+    context: OptionValue = wanted.pop("num_ctx", None)
+    had.pop("num_ctx", None)
+    if wanted != had or context is None or runner is None:
+        return False
+    return runner.row.get("context_length") == context
