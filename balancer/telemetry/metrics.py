@@ -79,6 +79,14 @@ class Metrics:
             (),
             _OVERHEAD,
         )
+        self.config_reload_success = self._gauge(
+            "balancer_config_reload_success", "1 where the newest reload of the configuration went well", ()
+        )
+        self.config_reload_timestamp = self._gauge(
+            "balancer_config_reload_timestamp_seconds",
+            "When the configuration in force was last loaded, Unix time",
+            (),
+        )
         self.build_info = self._gauge("balancer_build_info", "1, with the version as label", ("version",))
 
     def render(self) -> bytes:
