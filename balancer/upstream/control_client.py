@@ -25,25 +25,41 @@ class ControlClient:
 
     async def get(self, url: str, path: str, *, timeout_seconds: float) -> Mapping[str, object]:
         """The JSON object at a path. Raises InstanceError."""
-        return await self._ask("GET", url, path, None, timeout_seconds)
+        return await self._good("GET", url, path, None, timeout_seconds)
 
     async def post(
         self, url: str, path: str, body: Mapping[str, object], *, timeout_seconds: float
     ) -> Mapping[str, object]:
         """The JSON object that a POST answers. Raises InstanceError."""
-        return await self._ask("POST", url, path, body, timeout_seconds)
+        return await self._good("POST", url, path, body, timeout_seconds)
+
+    async def try_post(
+        self, url: str, path: str, body: Mapping[str, object], *, timeout_seconds: float
+    ) -> tuple[int, Mapping[str, object]]:
+        """The status that a POST answers, whatever it is, and the JSON object that comes with it: for
+        those whose errors say what to do. Raises InstanceError."""
+        status, content = await self._ask("POST", url, path, body, timeout_seconds)
+        return status, _object(f"POST {path}", status, content)
 
     async def close(self) -> None:
         """Close every connection."""
         await self._client.aclose()
 
-    async def _ask(
+    async def _good(
         self, method: str, url: str, path: str, body: Mapping[str, object] | None, timeout_seconds: float
     ) -> Mapping[str, object]:
+        status, content = await self._ask(method, url, path, body, timeout_seconds)
+        if status != httpx.codes.OK:
+            raise BadResponse(f"{method} {path}: answered {status}")
+        return _object(f"{method} {path}", status, content)
+
+    async def _ask(
+        self, method: str, url: str, path: str, body: Mapping[str, object] | None, timeout_seconds: float
+    ) -> tuple[int, bytes]:
         what = f"{method} {path}"
         try:
             async with asyncio.timeout(timeout_seconds):
-                status, content = await self._exchange(method, url.rstrip("/") + path, body)
+                return await self._exchange(method, url.rstrip("/") + path, body)
         except (TimeoutError, httpx.TimeoutException) as error:
             raise ConnectFailed(f"{what}: no answer in {timeout_seconds:g} s") from error
         except httpx.ConnectError as error:
@@ -54,12 +70,6 @@ class ControlClient:
             raise ConnectionLost(f"{what}: closed while it was being opened") from error
         except httpx.HTTPError as error:
             raise ConnectionLost(f"{what}: {type(error).__name__}") from error
-        if status != httpx.codes.OK:
-            raise BadResponse(f"{what}: answered {status}")
-        try:
-            return msgspec.json.decode(content, type=dict[str, object]) if content else {}
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise BadResponse(f"{what}: the answer is no JSON object") from error
 
     async def _exchange(self, method: str, url: str, body: Mapping[str, object] | None) -> tuple[int, bytes]:
         content = bytearray()
@@ -71,6 +81,13 @@ class ControlClient:
                         f"{method} {url}: the answer is larger than {_ANSWER_LIMIT_BYTES} bytes"
                     )
         return response.status_code, bytes(content)
+
+
+def _object(what: str, status: int, content: bytes) -> Mapping[str, object]:
+    try:
+        return msgspec.json.decode(content, type=dict[str, object]) if content else {}
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise BadResponse(f"{what}: answered {status}, and no JSON object") from error
 
 
 def _is_refusal(error: BaseException) -> bool:
