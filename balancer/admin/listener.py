@@ -1,31 +1,43 @@
 """The admin listener and, with fewer routes, the metrics listener."""
 
-import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Mapping
 
-import msgspec
 from aiohttp import web
 
+from balancer.admin.guards import (
+    BODY_BYTES,
+    changing,
+    guard_host,
+    guard_origin,
+    json_answer,
+    refused,
+    tell_errors_as_json,
+)
+from balancer.admin.openapi import DOCUMENT
+from balancer.admin.operations import Operations
 from balancer.admin.report import Report
-from balancer.admission.origin import check_host
-from balancer.errors import Forbidden
-from balancer.settings import Address
+from balancer.core.ticket import InstanceId
+from balancer.settings import Address, SettingsError
 from balancer.telemetry.metrics import CONTENT_TYPE
 
-_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_NAMED_INSTANCES = 20
+_PATIENCE_SECONDS = 1.0
+"""For answers under way at the end, and for the rest of a body that was refused."""
 
 
 class AdminListener:
-    """Read-only so far: metrics, health, instances, queue, requests and decisions.
+    """Metrics, health, and with `operations` the admin API: what the balancer is doing, and what an
+    operator may change.
 
-    With `metrics_only` it serves `/metrics` and health without names, and may be reached from
-    other machines; else it is for this machine, and checks that its Host header says so.
+    Without `operations` it is the metrics listener: health without names, nothing to change, and it
+    may be reached from other machines. Else it is for this machine, and checks that its Host header
+    says so.
     """
 
-    def __init__(self, *, address: Address, report: Report, metrics_only: bool = False) -> None:
+    def __init__(self, *, address: Address, report: Report, operations: Operations | None = None) -> None:
         self._address = address
         self._report = report
-        self._metrics_only = metrics_only
+        self._operations = operations
         self._runner: web.AppRunner | None = None
 
     @property
@@ -35,19 +47,26 @@ class AdminListener:
         host, port = self._runner.addresses[0][:2]
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
-    async def open(self) -> None:
-        """Begin to accept. Raises OSError where the address cannot be bound."""
-        app = web.Application(middlewares=[] if self._metrics_only else [_guard_host])
+    def application(self) -> web.Application:
+        """Its routes."""
+        guards = [tell_errors_as_json] if self._operations is None else [tell_errors_as_json, guard_host]
+        app = web.Application(middlewares=[*guards, guard_origin], client_max_size=BODY_BYTES)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/livez", self._livez)
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/health", self._health)
-        if not self._metrics_only:
-            app.router.add_get("/admin/v1/instances", self._instances)
-            app.router.add_get("/admin/v1/queue", self._queue)
-            app.router.add_get("/admin/v1/requests", self._requests)
-            app.router.add_get("/admin/v1/requests/{id}/decision", self._decision)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+        if self._operations is not None:
+            self._add_admin_api(app.router, self._operations)
+        return app
+
+    async def open(self) -> None:
+        """Begin to accept. Raises OSError where the address cannot be bound."""
+        self._runner = web.AppRunner(
+            self.application(),
+            access_log=None,
+            shutdown_timeout=_PATIENCE_SECONDS,
+            lingering_time=_PATIENCE_SECONDS,
+        )
         await self._runner.setup()
         await web.TCPSite(self._runner, self._address.host, self._address.port).start()
 
@@ -55,6 +74,44 @@ class AdminListener:
         """Accept no more and cut what is under way."""
         if self._runner is not None:
             await self._runner.cleanup()
+
+    def _add_admin_api(self, router: web.UrlDispatcher, operations: Operations) -> None:
+        router.add_get("/admin/v1/openapi.json", self._openapi)
+        router.add_get("/admin/v1/config", self._config)
+        router.add_get("/admin/v1/instances", self._instances)
+        router.add_get("/admin/v1/queue", self._queue)
+        router.add_get("/admin/v1/requests", self._requests)
+        router.add_get("/admin/v1/requests/{id}/decision", self._decision)
+
+        async def drain(request: web.Request) -> web.Response:
+            return self._drained(operations, request.match_info, drained=True)
+
+        async def undrain(request: web.Request) -> web.Response:
+            return self._drained(operations, request.match_info, drained=False)
+
+        async def reload(_request: web.Request) -> web.Response:
+            return await self._reloaded(operations)
+
+        router.add_post("/admin/v1/instances/{id:[^/]+}/drain", changing(drain))
+        router.add_post("/admin/v1/instances/{id:[^/]+}/undrain", changing(undrain))
+        router.add_post("/admin/v1/reload", changing(reload))
+
+    def _drained(self, operations: Operations, path: Mapping[str, str], *, drained: bool) -> web.Response:
+        instance = InstanceId(path["id"])
+        try:
+            operations.drain(instance, drained)
+            return json_answer(self._report.instance(instance))
+        except KeyError:
+            return refused(404, f"there is no instance '{instance}'; {_listed(self._report.names())}")
+
+    async def _reloaded(self, operations: Operations) -> web.Response:
+        try:
+            told = await operations.reload()
+        except SettingsError as error:
+            faults = [str(each) for each in error.faults]
+            problem = "the configuration is refused; the one loaded before stays in force"
+            return json_answer({"error": problem, "faults": faults}, status=400)
+        return json_answer({"config": told.config, "changed": told.changed})
 
     async def _metrics(self, _request: web.Request) -> web.Response:
         return web.Response(body=self._report.metrics(), headers={"Content-Type": CONTENT_TYPE})
@@ -67,36 +124,34 @@ class AdminListener:
         return web.Response(status=200 if ready else 503, text="ready" if ready else "no instance is usable")
 
     async def _health(self, _request: web.Request) -> web.Response:
-        health = self._report.summary() if self._metrics_only else self._report.health()
-        return _json(health, status=200 if self._report.ready else 503)
+        health = self._report.summary() if self._operations is None else self._report.health()
+        return json_answer(health, status=200 if self._report.ready else 503)
+
+    async def _openapi(self, _request: web.Request) -> web.Response:
+        return json_answer(DOCUMENT)
+
+    async def _config(self, _request: web.Request) -> web.Response:
+        return json_answer(self._report.config())
 
     async def _instances(self, _request: web.Request) -> web.Response:
-        return _json({"instances": self._report.instances()})
+        return json_answer({"instances": self._report.instances()})
 
     async def _queue(self, _request: web.Request) -> web.Response:
-        return _json(self._report.queue())
+        return json_answer(self._report.queue())
 
     async def _requests(self, _request: web.Request) -> web.Response:
-        return _json(self._report.requests())
+        return json_answer(self._report.requests())
 
     async def _decision(self, request: web.Request) -> web.Response:
         wanted = request.match_info["id"]
         decisions = self._report.decisions(wanted)
         if decisions is None:
-            return _json({"error": "no decision is remembered for that request id"}, status=404)
-        return _json({"request": wanted, "decisions": decisions})
+            return refused(404, "no decision is remembered for that request id")
+        return json_answer({"request": wanted, "decisions": decisions})
 
 
-@web.middleware
-async def _guard_host(request: web.Request, handler: _Handler) -> web.StreamResponse:
-    try:
-        check_host(request.headers.get("Host"), own_name=socket.gethostname())
-    except Forbidden as error:
-        return _json({"error": str(error)}, status=403)
-    return await handler(request)
-
-
-def _json(value: object, *, status: int = 200) -> web.Response:
-    return web.Response(
-        status=status, body=msgspec.json.encode(value), content_type="application/json", charset="utf-8"
-    )
+def _listed(names: list[str]) -> str:
+    if not names:
+        return "there is none at all"
+    more = f" and {len(names) - _NAMED_INSTANCES} more" if len(names) > _NAMED_INSTANCES else ""
+    return f"there are {', '.join(names[:_NAMED_INSTANCES])}{more}"

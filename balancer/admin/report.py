@@ -3,8 +3,11 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from balancer.accounting.ledger import Ledger
+from balancer.accounting.record import RequestRecord
 from balancer.admission.queue import RequestQueue
 from balancer.clock import Clock
+from balancer.control.reloader import Reloader
+from balancer.core.ticket import InstanceId, TicketId
 from balancer.core.variant import Variant
 from balancer.fleet.breaker import BreakerState
 from balancer.fleet.fleet import Fleet
@@ -24,6 +27,7 @@ class Report:
         fleet: Fleet,
         queue: RequestQueue,
         ledger: Ledger,
+        reloader: Reloader,
         metrics: Metrics,
         clock: Clock,
         stopping: Callable[[], bool],
@@ -31,6 +35,7 @@ class Report:
         self._fleet = fleet
         self._queue = queue
         self._ledger = ledger
+        self._reloader = reloader
         self._metrics = metrics
         self._clock = clock
         self._stopping = stopping
@@ -43,6 +48,22 @@ class Report:
     def instances(self) -> Sequence[Mapping[str, object]]:
         """Every instance with its health, models, runners and leases."""
         return [self._instance(each) for each in self._fleet.instances()]
+
+    def names(self) -> list[str]:
+        """The id of every instance."""
+        return [each.id for each in self._fleet.instances()]
+
+    def instance(self, instance: InstanceId) -> Mapping[str, object]:
+        """One instance as in `instances`. Raises KeyError."""
+        return self._instance(self._fleet.get(instance))
+
+    def config(self) -> Mapping[str, object]:
+        """Which configuration is in force, since when, and what a newer one was refused for."""
+        return {
+            "config": self._reloader.config,
+            "loaded_seconds_ago": round(self._clock.monotonic() - self._reloader.loaded_at, 3),
+            "refused": [str(each) for each in self._reloader.faults],
+        }
 
     def queue(self) -> Mapping[str, object]:
         """The requests that wait, in the order in which they came."""
@@ -67,8 +88,16 @@ class Report:
 
     def requests(self) -> Mapping[str, object]:
         """Requests under way and those that ended lately, newest last and newest first."""
+        now = self._clock.monotonic()
         return {
-            "live": [record.summary() for record in self._ledger.live()],
+            "live": [
+                {
+                    **record.summary(),
+                    "stage": self._stage(record),
+                    "age_seconds": round(now - record.received_at, 3),
+                }
+                for record in self._ledger.live()
+            ],
             "recent": [record.summary() for record in self._ledger.recent()],
         }
 
@@ -88,7 +117,7 @@ class Report:
 
     def health(self) -> Mapping[str, object]:
         """Health in full, with names."""
-        return {**self.summary(), "instances": self.instances()}
+        return {**self.summary(), "config": self._reloader.config, "instances": self.instances()}
 
     def metrics(self) -> bytes:
         """All metrics in the text format, gauges of the live state brought up to date."""
@@ -109,6 +138,15 @@ class Report:
                 if isinstance(size, int) and abs(size) < _LARGEST:
                     metrics.model_vram.labels(instance.id, runner.model).set(size)
         return metrics.render()
+
+    def _stage(self, record: RequestRecord) -> str:
+        """How far a request under way has come. One that tries again is queued again, so the queue is
+        asked first; `received` is read, or answered without a slot of any instance."""
+        if TicketId(record.id) in self._queue:
+            return "queued"
+        if record.answered_at is not None:
+            return "streaming"
+        return "waiting" if record.instance else "received"
 
     def _instance(self, instance: Instance) -> Mapping[str, object]:
         inventory = instance.inventory

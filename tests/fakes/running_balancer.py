@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from balancer.app import Addresses, Balancer
+from balancer.control.reloader import ConfigSource
 from balancer.settings import Settings
 from balancer.telemetry.logs import make_logger
 from tests.fakes.raw_client import Answer, RawClient, connected, request
@@ -83,9 +84,13 @@ class Running:
 
 @contextlib.asynccontextmanager
 async def balancing(
-    *instances: ScriptedInstance, up: int | None = None, **settings: Any
+    *instances: ScriptedInstance,
+    up: int | None = None,
+    source: Callable[[Settings], ConfigSource] | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Running]:
     """A balancer in front of `instances`, named a, b, c …; yields once `up` of them (default: all) are.
+    `source` tells where reloads find settings newer than those of the start.
 
     `settings` are those of the configuration. On the way out nothing may be left: no lease, no
     request, no task, no connection to an instance, and no exception that nobody took.
@@ -93,8 +98,10 @@ async def balancing(
     before = asyncio.all_tasks()
     loop = asyncio.get_running_loop()
     log_text = io.StringIO()
+    configured = _settings(instances, settings)
     balancer = Balancer(
-        _settings(instances, settings),
+        configured,
+        source=source(configured) if source else None,
         log=make_logger(level="info", output_format="json", stream=log_text),
     )
     stop = asyncio.Event()
