@@ -11,15 +11,18 @@ from urllib.parse import urlsplit
 from balancer import __version__
 from balancer.accounting.ledger import Ledger
 from balancer.admin.listener import AdminListener
+from balancer.admin.operations import Operations
 from balancer.admin.report import Report
 from balancer.admission.body_budget import BodyBudget
 from balancer.admission.identity import is_loopback
 from balancer.admission.queue import RequestQueue
 from balancer.attempts import Attempts
 from balancer.clock import Clock, SystemClock
+from balancer.control.config_files import ConfigFiles
 from balancer.control.lag import LagWatch
 from balancer.control.loader import Loader
 from balancer.control.prober import Prober, ProbeTimes
+from balancer.control.reloader import ConfigSource, Reloader
 from balancer.core.names import canonical_name
 from balancer.core.ticket import InstanceId
 from balancer.dispatch import Dispatcher
@@ -55,10 +58,17 @@ class Addresses:
 
 
 class Balancer:
-    """One balancer, built from settings. Its parts are public for tests and for a look from inside."""
+    """One balancer, built from settings; `source` is where a reload finds newer ones, None: nowhere.
+    Its parts are public for tests and for a look from inside."""
 
     def __init__(
-        self, settings: Settings, *, log: Logger, clock: Clock | None = None, random: Random | None = None
+        self,
+        settings: Settings,
+        *,
+        log: Logger,
+        source: ConfigSource | None = None,
+        clock: Clock | None = None,
+        random: Random | None = None,
     ) -> None:
         self.settings = settings
         self.log = log
@@ -106,10 +116,19 @@ class Balancer:
             on_decision=self.ledger.decided,
         )
         self.fleet.listen(on_down=self._went_down)
+        self.reloader = Reloader(
+            settings=settings,
+            source=source or ConfigSource(load=lambda: self.settings, files=ConfigFiles(())),
+            apply=self.apply,
+            metrics=self.metrics,
+            clock=self.clock,
+            log=log,
+        )
         self.report = Report(
             fleet=self.fleet,
             queue=self.queue,
             ledger=self.ledger,
+            reloader=self.reloader,
             metrics=self.metrics,
             clock=self.clock,
             stopping=self._is_stopping,
@@ -129,9 +148,13 @@ class Balancer:
         self.listener = Listener(
             address=settings.listen, limits=settings.limits, handler=self.pipeline, clock=self.clock
         )
-        self.admin = AdminListener(address=settings.admin_listen, report=self.report)
+        self.admin = AdminListener(
+            address=settings.admin_listen,
+            report=self.report,
+            operations=Operations(drain=self.drain, reload=self.reloader.reload),
+        )
         self.metrics_listener = (
-            AdminListener(address=settings.metrics_listen, report=self.report, metrics_only=True)
+            AdminListener(address=settings.metrics_listen, report=self.report)
             if settings.metrics_listen is not None
             else None
         )
@@ -185,6 +208,7 @@ class Balancer:
                     group.create_task(self.prober.run()),
                     group.create_task(self.loader.run()),
                     group.create_task(LagWatch(metrics=self.metrics, clock=self.clock).run()),
+                    group.create_task(self.reloader.run()),
                 ]
                 await self._first_probes()
                 opened(self._addresses())
@@ -192,6 +216,11 @@ class Balancer:
                 await self._stop()
                 for loop in loops:
                     loop.cancel()
+
+    def drain(self, instance: InstanceId, drained: bool) -> None:
+        """Give an instance no new requests, or give it requests again. Raises KeyError."""
+        self.fleet.drain(self.fleet.get(instance), drained=drained)
+        self.log.info("instance_drained" if drained else "instance_undrained", instance=instance)
 
     async def _stop(self) -> None:
         """Not ready any more and nothing new lent, while the listener still says so; then wait for the

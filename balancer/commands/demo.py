@@ -5,7 +5,6 @@ The processes end with this one, however it ends: each reads a pipe that only we
 
 import asyncio
 import json
-import os
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -14,8 +13,8 @@ from pathlib import Path
 import uvloop
 
 from balancer.commands.exit_codes import BAD_USAGE, FAILED
-from balancer.commands.serve import run_until_stopped
-from balancer.settings import Settings, SettingsError, load
+from balancer.commands.serve import config_source, outlive_hangups, run_until_stopped
+from balancer.settings import SettingsError
 
 DEFAULT_INSTANCES = 3
 _SLOTS = 2
@@ -29,7 +28,7 @@ class DemoError(Exception):
 def demo(files: Sequence[Path], overrides: Mapping[str, object], *, instances: int, speed: float) -> int:
     """Serve in front of `instances` simulated ones that run `speed` times as fast as a device would."""
     try:
-        load(files, environ=os.environ, overrides=overrides, dotenv=Path(".env"))
+        config_source(files, overrides).load()
         return uvloop.run(_demo(files, overrides, instances=instances, speed=speed))
     except SettingsError as error:
         print(error, file=sys.stderr)
@@ -42,12 +41,12 @@ def demo(files: Sequence[Path], overrides: Mapping[str, object], *, instances: i
 async def _demo(
     files: Sequence[Path], overrides: Mapping[str, object], *, instances: int, speed: float
 ) -> int:
+    outlive_hangups()
     async with simulated_instances(instances, speed=speed) as attached:
-        settings: Settings = load(
-            files, environ=os.environ, overrides={**overrides, "instances": attached}, dotenv=Path(".env")
-        )
+        source = config_source(files, {**overrides, "instances": attached})
+        settings = source.load()
         print("these instances are simulated: their answers are made up, and say so")
-        return await run_until_stopped(settings)
+        return await run_until_stopped(settings, source)
 
 
 @asynccontextmanager

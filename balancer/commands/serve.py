@@ -4,16 +4,19 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import uvloop
 
 from balancer.app import Addresses, Balancer
 from balancer.commands.exit_codes import BAD_USAGE, DONE, FAILED, MISSING
+from balancer.control.config_files import ConfigFiles
+from balancer.control.reloader import ConfigSource
 from balancer.errors import InstanceError
-from balancer.settings import InstanceSettings, Settings, SettingsError, load
+from balancer.settings import Fault, InstanceSettings, Settings, SettingsError, load
 from balancer.telemetry.logs import Logger, make_logger
 from balancer.upstream.control_client import ControlClient
 
@@ -30,42 +33,61 @@ _NOTHING_FOUND = (
 
 def serve(files: Sequence[Path], overrides: Mapping[str, object]) -> int:
     """Serve until told to stop. Faults in the configuration exit 2 and start nothing."""
+    source = config_source(files, overrides)
     try:
-        settings = load(files, environ=os.environ, overrides=overrides, dotenv=Path(".env"))
+        settings = source.load()
     except SettingsError as error:
         print(error, file=sys.stderr)
         return BAD_USAGE
-    return uvloop.run(_serve(settings))
+    return uvloop.run(_serve(settings, source))
 
 
-async def _serve(settings: Settings) -> int:
-    if not settings.all_instances:
-        if not await _answers(OLLAMA_URL):
-            print(_NOTHING_FOUND, file=sys.stderr)
-            return MISSING
-        settings = settings.model_copy(update={"instances": (InstanceSettings(url=OLLAMA_URL),)})
-    return await run_until_stopped(settings)
+def config_source(files: Sequence[Path], overrides: Mapping[str, object]) -> ConfigSource:
+    """The files, `.env`, the environment and the command line, to be read at the start and again."""
+    dotenv = Path(".env")
+    return ConfigSource(
+        load=lambda: load(files, environ=os.environ, overrides=overrides, dotenv=dotenv),
+        files=ConfigFiles((*files, dotenv)),
+    )
 
 
-async def run_until_stopped(settings: Settings, *, stop: asyncio.Event | None = None) -> int:
-    """Run a balancer until SIGTERM, SIGINT, or `stop`; a second signal ends it at once."""
+async def _serve(settings: Settings, source: ConfigSource) -> int:
+    outlive_hangups()
+    if settings.all_instances:
+        return await run_until_stopped(settings, _changed(source, _not_empty))
+    if not await _answers(OLLAMA_URL):
+        print(_NOTHING_FOUND, file=sys.stderr)
+        return MISSING
+    return await run_until_stopped(_with_local(settings), _changed(source, _with_local))
+
+
+async def run_until_stopped(
+    settings: Settings, source: ConfigSource, *, stop: asyncio.Event | None = None
+) -> int:
+    """Run a balancer until SIGTERM, SIGINT, or `stop`; a second signal ends it at once. SIGHUP reloads."""
     log = make_logger(level=settings.log.level.value, output_format=settings.log.format.value)
     stop = stop or asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop, stop, log)
-    loop.add_signal_handler(signal.SIGHUP, log.info, "hangup_ignored")
-    balancer = Balancer(settings, log=log)
+    balancer = Balancer(settings, log=log, source=source)
+    loop.add_signal_handler(signal.SIGHUP, balancer.reloader.ask)
     try:
         await balancer.run(stop, opened=lambda addresses: announce(balancer, addresses))
     except OSError as error:
         print(f"cannot listen: {error}", file=sys.stderr)
         return FAILED
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+        outlive_hangups()
     log.info("stopped")
     return DONE
+
+
+def outlive_hangups() -> None:
+    """Let SIGHUP, which is sent for a reload, end nothing while there is nothing to reload."""
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: None)
 
 
 def announce(balancer: Balancer, addresses: Addresses) -> None:
@@ -78,6 +100,25 @@ def announce(balancer: Balancer, addresses: Addresses) -> None:
     balancer.log.info(
         "listening", clients=addresses.clients, admin=addresses.admin, metrics=addresses.metrics
     )
+
+
+def _changed(source: ConfigSource, change: Callable[[Settings], Settings]) -> ConfigSource:
+    read = source.load
+    return replace(source, load=lambda: change(read()))
+
+
+def _with_local(settings: Settings) -> Settings:
+    """With the Ollama of this machine where no instance is named, as at the start."""
+    if settings.all_instances:
+        return settings
+    return settings.model_copy(update={"instances": (InstanceSettings(url=OLLAMA_URL),)})
+
+
+def _not_empty(settings: Settings) -> Settings:
+    """Instances that vanish from a file all at once are a slip rather than a wish."""
+    if not settings.all_instances:
+        raise SettingsError([Fault("configuration", "instances", "none is left", "at least one instance")])
+    return settings
 
 
 def _stop(stop: asyncio.Event, log: Logger) -> None:
