@@ -13,7 +13,9 @@ from balancer import __version__
 from balancer.commands.bench import bench
 from balancer.commands.check import check
 from balancer.commands.demo import DEFAULT_INSTANCES, demo
+from balancer.commands.drain import drain, undrain
 from balancer.commands.exit_codes import DONE
+from balancer.commands.reload import reload
 from balancer.commands.serve import serve
 from balancer.commands.status import status
 
@@ -46,6 +48,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_check(commands)
     _add_status(commands)
+    _add_drain(commands)
+    _add_undrain(commands)
+    _add_reload(commands)
     _add_bench(commands)
     return parser
 
@@ -99,10 +104,43 @@ def _add_check(commands: _Commands) -> None:
 
 
 def _add_status(commands: _Commands) -> None:
-    command = commands.add_parser("status", help="the fleet, once", allow_abbrev=False)
-    command.add_argument("--admin", type=_url, default=_ADMIN_URL, metavar="URL")
-    command.add_argument("--json", action="store_true")
+    command = commands.add_parser(
+        "status", help="instances, queue and requests under way, once", allow_abbrev=False
+    )
+    _add_admin_options(command)
     command.set_defaults(run=lambda parsed: status(parsed.admin, as_json=parsed.json))
+
+
+def _add_drain(commands: _Commands) -> None:
+    command = commands.add_parser("drain", help="give an instance no new requests", allow_abbrev=False)
+    command.add_argument("instance", metavar="INSTANCE", help="as status names it")
+    command.add_argument(
+        "--wait", type=_above_zero, metavar="SECONDS", help="until none runs there, at most so long"
+    )
+    _add_admin_options(command)
+    command.set_defaults(
+        run=lambda parsed: drain(parsed.admin, parsed.instance, wait_seconds=parsed.wait, as_json=parsed.json)
+    )
+
+
+def _add_undrain(commands: _Commands) -> None:
+    command = commands.add_parser("undrain", help="give an instance requests again", allow_abbrev=False)
+    command.add_argument("instance", metavar="INSTANCE", help="as status names it")
+    _add_admin_options(command)
+    command.set_defaults(run=lambda parsed: undrain(parsed.admin, parsed.instance, as_json=parsed.json))
+
+
+def _add_reload(commands: _Commands) -> None:
+    command = commands.add_parser("reload", help="load the configuration anew", allow_abbrev=False)
+    _add_admin_options(command)
+    command.set_defaults(run=lambda parsed: reload(parsed.admin, as_json=parsed.json))
+
+
+def _add_admin_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--admin", type=_url, default=_ADMIN_URL, metavar="URL", help=f"the admin listener ({_ADMIN_URL})"
+    )
+    command.add_argument("--json", action="store_true")
 
 
 def _add_bench(commands: _Commands) -> None:

@@ -1,75 +1,101 @@
-"""`balancer status`: the fleet once, as the admin listener tells it."""
+"""`balancer status`: the fleet, the queue and the requests under way, once, as the admin listener tells
+them. Where it does not tell of breakers, loads and cooling slots, there are none to be shown."""
 
-import asyncio
-import json
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any, TypeAlias
 
-from balancer.commands.exit_codes import DONE, FAILED
-from balancer.errors import InstanceError
-from balancer.upstream.control_client import ControlClient
+from balancer.commands.asking import Admin, ask, plain, print_json
+from balancer.commands.exit_codes import DONE
+from balancer.commands.tables import age, listed, more, short_table, table
 
-_SECONDS = 5.0
-_COLUMNS = ("instance", "state", "version", "running", "models", "loaded", "url")
+_INSTANCES = ("instance", "state", "running", "models", "loaded", "version", "url")
+_QUEUE = ("#", "model", "class", "client", "waited")
+_LIVE = ("request", "model", "instance", "age", "stage")
+_SHOWN_FAULTS = 5
+_FAULT_CHARACTERS = 300
+_CLOSED = "closed"
+
+_Row: TypeAlias = Mapping[str, Any]
+"""One object of the admin API's JSON."""
 
 
 def status(admin_url: str, *, as_json: bool) -> int:
-    """Print the instances and the queue; fails where no balancer answers."""
-    try:
-        instances, queue = asyncio.run(_ask(admin_url))
-    except InstanceError as error:
-        print(
-            f"no balancer answers on {admin_url}: {error}; name its admin listener with --admin",
-            file=sys.stderr,
-        )
-        return FAILED
+    """Print it all; fails where no balancer answers."""
+    return ask(admin_url, lambda admin: _status(admin, as_json))
+
+
+async def _status(admin: Admin, as_json: bool) -> int:
+    told = {
+        "config": await admin.get("config"),
+        "instances": await admin.instances(),
+        "queue": await admin.get("queue"),
+        "live": (await admin.get("requests"))["live"],
+    }
     if as_json:
-        print(json.dumps({"instances": instances, "queue": queue}, indent=2))
+        print_json(told)
     else:
-        print(render(instances, queue))
+        print(render(told))
     return DONE
 
 
-def render(instances: Sequence[Mapping[str, object]], queue: Mapping[str, object]) -> str:
-    """The fleet as a table."""
-    rows = [_COLUMNS, *(_row(each) for each in instances)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
-    lines.append(f"{queue['waiting']} of at most {queue['limit']} requests wait")
-    return "\n".join(lines)
+def render(told: _Row) -> str:
+    """Tables and lines for people."""
+    queue, live = told["queue"], told["live"]
+    lines = table(_INSTANCES, [_instance(each) for each in told["instances"]])
+    lines += ["", f"{queue['waiting']} of at most {queue['limit']} requests wait"]
+    lines += short_table(_QUEUE, [_waiting(each) for each in queue["requests"]])
+    lines += ["", f"{len(live)} requests are under way"]
+    lines += short_table(_LIVE, [_live(each) for each in live])
+    return "\n".join([*lines, "", *_config(told["config"])])
 
 
-def _row(instance: Mapping[str, object]) -> tuple[str, ...]:
-    state = str(instance["state"])
-    if instance["drained"]:
-        state += ", drained"
-    elif instance["suspect"]:
-        state += ", suspect"
-    runners = instance["runners"]
-    models = instance["models"]
-    assert isinstance(runners, list)
-    assert isinstance(models, list)
-    loaded = ", ".join(f"{each['model']} ({each['running']}/{each['slots']})" for each in runners)
+def _instance(row: _Row) -> tuple[str, ...]:
+    loaded = [f"{plain(each['model'])} ({each['running']}/{each['slots']})" for each in row["runners"]]
+    loading = [f"{plain(each)} (loading)" for each in row.get("loading", ())]
     return (
-        str(instance["id"]),
-        state,
-        str(instance["version"] or "-"),
-        str(instance["running"]),
-        str(len(models)),
-        loaded or "-",
-        str(instance["url"]),
+        row["id"],
+        _state(row),
+        str(row["running"]),
+        str(len(row["models"])),
+        listed(loading + loaded) or "-",
+        plain(row["version"] or "-"),
+        row["url"],
     )
 
 
-async def _ask(admin_url: str) -> tuple[list[Mapping[str, object]], Mapping[str, object]]:
-    client = ControlClient()
-    try:
-        told = await client.get(admin_url, "/admin/v1/instances", timeout_seconds=_SECONDS)
-        queue = await client.get(admin_url, "/admin/v1/queue", timeout_seconds=_SECONDS)
-    finally:
-        await client.close()
-    instances = told["instances"]
-    assert isinstance(instances, list)
-    return instances, queue
+def _state(row: _Row) -> str:
+    """Up or not, and all that keeps requests away though it is up."""
+    told = [row["state"]]
+    told += ["drained"] if row["drained"] else []
+    told += ["suspect"] if row["suspect"] else []
+    told += [f"breaker {row['breaker']}"] if row.get("breaker", _CLOSED) != _CLOSED else []
+    of_models = [
+        f"breaker {state} for {plain(model)}"
+        for model, state in row.get("breakers", {}).items()
+        if state != _CLOSED
+    ]
+    told += [listed(of_models)] if of_models else []
+    cooling = row.get("cooling", 0)
+    cooling = sum(cooling.values()) if isinstance(cooling, Mapping) else cooling
+    told += [f"{cooling} slots cooling"] if cooling else []
+    return ", ".join(told)
+
+
+def _waiting(row: _Row) -> tuple[str, ...]:
+    model, client = plain(row["model"] or "-"), plain(row["client"])
+    return (str(row["position"]), model, row["class"], client, age(row["waited_seconds"]))
+
+
+def _live(row: _Row) -> tuple[str, ...]:
+    model, instance = plain(row.get("model", "-")), row.get("instance", "-")
+    return (row["id"], model, instance, age(row["age_seconds"]), row["stage"])
+
+
+def _config(row: _Row) -> list[str]:
+    """Which one is in force; and a newer one that was refused is not to be overlooked."""
+    lines = [f"configuration {row['config']}, loaded {age(row['loaded_seconds_ago'])} ago"]
+    faults = [plain(each, characters=_FAULT_CHARACTERS) for each in row["refused"]]
+    if faults:
+        lines.append("a newer one is refused:")
+        lines += [f"  {each}" for each in faults[:_SHOWN_FAULTS] + more(len(faults) - _SHOWN_FAULTS)]
+    return lines

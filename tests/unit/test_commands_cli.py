@@ -13,7 +13,7 @@ from balancer.cli import main
 from balancer.commands import serve as serve_command
 from balancer.settings import PENDING
 
-COMMANDS = ["serve", "demo", "check", "status", "bench"]
+COMMANDS = ["serve", "demo", "check", "status", "drain", "undrain", "reload", "bench"]
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +60,12 @@ def run(*arguments: str) -> int:
         ["status", "x"],
         ["status", "--admin", "http://127.0.0.1:abc"],
         ["status", "--admin", "127.0.0.1:11401"],
+        ["drain"],
+        ["drain", "a", "--wait", "0"],
+        ["drain", "a", "--wait", "soon"],
+        ["undrain", "a", "--wait", "1"],
+        ["reload", "now"],
+        ["reload", "--admin", "here"],
         ["bench", "--url", "foo"],
         ["bench", "-c", "0"],
         ["bench", "-n", "-1"],
@@ -157,10 +163,13 @@ def test_serve_on_an_address_that_is_taken_exits_one(capsys: pytest.CaptureFixtu
     assert "cannot listen" in capsys.readouterr().err
 
 
-def test_status_of_nothing_exits_one_and_names_the_option(
-    dead_url: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    "arguments", [["status"], ["drain", "a"], ["drain", "a", "--wait", "1"], ["undrain", "a"], ["reload"]]
+)
+def test_asking_nobody_exits_one_and_names_the_option(
+    arguments: list[str], dead_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("status", "--admin", dead_url) == 1
+    assert run(*arguments, "--admin", dead_url) == 1
     shown = capsys.readouterr()
     assert (shown.out, dead_url in shown.err) == ("", True)
     assert "--admin" in shown.err
