@@ -3,8 +3,11 @@
 import re
 from pathlib import Path
 
+import pytest
 from prometheus_client.metrics_core import Metric
 
+from balancer.admin.openapi import DOCUMENT
+from balancer.cli import main
 from balancer.protocol.routes import ROUTES
 from balancer.settings import PENDING, Settings
 from balancer.telemetry.metrics import Metrics
@@ -36,6 +39,24 @@ def test_the_operations_page_lists_every_metric_with_its_labels() -> None:
     }
 
     assert {exposed_name(each): facts(each) for each in declared()} == listed
+
+
+def test_the_operations_page_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    offered = set(re.findall(r"^    ([a-z]+) ", capsys.readouterr().out, re.MULTILINE))
+    listed = {cells[0].strip("`").split()[0] for cells in table_rows("operations.md") if cells[0].strip("`")}
+
+    assert "serve" in offered
+    assert offered - listed == set()
+
+
+def test_the_operations_page_names_every_path_of_the_admin_listener() -> None:
+    page = (DOCS / "operations.md").read_text()
+    paths = DOCUMENT["paths"]
+
+    assert isinstance(paths, dict)
+    assert [path for path in paths if f"`{path}`" not in page] == []
 
 
 def test_the_configuration_page_names_every_top_level_setting() -> None:
