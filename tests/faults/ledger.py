@@ -1,0 +1,155 @@
+"""The ledger: what clients saw, what the balancer logged and what went over the lines must agree.
+
+Nothing is lost where every request has exactly one outcome, all three say the same of it, and no
+request was sent again after the first byte of its answer had reached its client.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tests.faults.client import Seen, View
+from tests.faults.passthrough import Sent
+
+_BROKEN_OUTCOMES = frozenset({"truncated", "unfinished", "error_record"})
+_ALWAYS = frozenset({Seen.WHOLE, Seen.LEFT})
+_DEFECTS = ("request_failed", "probe_failed")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """What came of all requests of a run."""
+
+    requests: int
+    whole: int
+    told: int
+    broken: int
+    left: int
+    retried: int
+    violations: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What is known of one request from the balancer's log and from the lines."""
+
+    view: View
+    events: Sequence[Mapping[str, Any]]
+    sent: Sequence[Sent]
+
+
+def settle_accounts(
+    views: Sequence[View],
+    events: Sequence[Mapping[str, Any]],
+    sent: Sequence[Sent],
+    *,
+    allows: Callable[[View], bool],
+) -> Account:
+    """Compare the three. `allows` says which answers, beside whole ones, the row permits."""
+    logged: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for event in events:
+        if event["event"] == "request_finished":
+            logged[event["request_id"]].append(event)
+    lines: defaultdict[str, list[Sent]] = defaultdict(list)
+    for each in sorted(sent, key=lambda each: each.at):
+        lines[each.request_id].append(each)
+    violations = [f"{each['event']}: {each}" for each in events if each["event"] in _DEFECTS]
+    violations += _strangers({each.request_id for each in views}, logged, lines)
+    for view in views:
+        evidence = Evidence(view=view, events=logged[view.request_id], sent=lines[view.request_id])
+        wrong = [*_of_client(view, allows), *_of_log(evidence), *_of_lines(evidence)]
+        violations += [f"{view.request_id} ({view.talk.name}): {what}" for what in wrong]
+    count = Counter(view.seen for view in views)
+    return Account(
+        requests=len(views),
+        whole=count[Seen.WHOLE],
+        told=count[Seen.TOLD],
+        broken=count[Seen.BROKEN],
+        left=count[Seen.LEFT],
+        retried=sum(1 for each in logged.values() if any(event.get("attempts", 0) > 1 for event in each)),
+        violations=tuple(violations),
+    )
+
+
+def _strangers(known: set[str], *tables: Iterable[str]) -> list[str]:
+    """Ids that no client has sent."""
+    return [
+        f"{each or 'a request without an id'}: no client sent it"
+        for ids in tables
+        for each in ids
+        if each not in known
+    ]
+
+
+def _of_client(view: View, allows: Callable[[View], bool]) -> list[str]:
+    """What a client must not see."""
+    if view.seen in _ALWAYS or allows(view):
+        return []
+    told = bytes(view.body[-160:])
+    return [f"the client saw '{view.seen}' (status {view.status}, {view.error or told!r})"]
+
+
+def _of_log(evidence: Evidence) -> list[str]:
+    """Whether the log has the request once, and says what its client saw."""
+    view, events = evidence.view, evidence.events
+    if len(events) != 1:
+        return [] if view.left and not events else [f"{len(events)} events in the log"]
+    outcome, status = events[0]["outcome"], events[0]["status"]
+    match view.seen:
+        case Seen.WHOLE | Seen.FOREIGN if view.status < 400:
+            agree = outcome == "ok" and status == view.status
+        case Seen.TOLD:
+            agree = outcome not in {"ok", "cancelled", *_BROKEN_OUTCOMES} and status == view.status
+        case Seen.BROKEN:
+            agree = outcome in _BROKEN_OUTCOMES and status == view.status
+        case Seen.LEFT:
+            # One that leaves while its end is on its way has been answered.
+            agree = outcome in {"cancelled", "ok", *_BROKEN_OUTCOMES}
+        case _:
+            agree = outcome != "ok"
+    return [] if agree else [f"the client saw '{view.seen}' {view.status}, the log has '{outcome}' {status}"]
+
+
+def _of_lines(evidence: Evidence) -> list[str]:
+    """Whether what was sent to instances fits what the client got."""
+    view, sent = evidence.view, evidence.sent
+    wrong = [f"sent as '{each.marker}', not as its own" for each in sent if each.marker != view.marker]
+    if view.first_byte_at is not None:
+        again = [each for each in sent if each.at > view.first_byte_at]
+        wrong += [f"sent again to {each.instance} after its first byte" for each in again]
+    if sum(each.whole for each in sent) > 1:
+        wrong.append("answered whole by an instance twice")
+    attempts = evidence.events[0].get("attempts", 0) if evidence.events else len(sent)
+    # A kept connection that was closed meanwhile costs one silent try on a new one.
+    if len(sent) > 2 * attempts:
+        wrong.append(f"{attempts} attempts in the log, {len(sent)} on the lines")
+    if view.seen in {Seen.WHOLE, Seen.FOREIGN, Seen.BROKEN} and view.status < 400:
+        wrong += _of_answer(evidence)
+    return wrong
+
+
+def _of_answer(evidence: Evidence) -> list[str]:
+    """Whether the client's bytes are those of the instance that the log names."""
+    view, last = evidence.view, evidence.sent[-1] if evidence.sent else None
+    if last is None:
+        return ["answered, and no instance was asked"]
+    if evidence.events and evidence.events[0].get("instance") != last.instance:
+        return [f"the log names {evidence.events[0].get('instance')}, {last.instance} was asked last"]
+    got, gave = bytes(view.body), bytes(last.body)
+    if view.seen is not Seen.BROKEN:
+        if last.complete_at is None:
+            return ["looks whole, and the instance's answer was not"]
+        return [] if got == gave else ["not byte for byte what the instance said"]
+    return [] if _begins_alike(got, gave) else ["broken off, and begins otherwise than the instance's answer"]
+
+
+def _begins_alike(got: bytes, gave: bytes) -> bool:
+    """Whether a broken answer is a beginning of the instance's, then at most one record more."""
+    common = next((at for at, (a, b) in enumerate(zip(got, gave, strict=False)) if a != b), None)
+    if common is None:
+        common = min(len(got), len(gave))
+    added = got[common:].strip()
+    return added.count(b"\n") <= 1

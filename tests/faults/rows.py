@@ -1,0 +1,409 @@
+"""Rows of the fault matrix in which an instance fails, or the network on the way to it.
+
+All of them do it to the first of three instances, if nothing else is said. The rows in which clients
+misbehave are in rows_clients.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from tests.faults import conducts
+from tests.faults.client import Seen, View
+from tests.faults.fleet import until
+from tests.faults.passthrough import Conduct, Sent
+from tests.faults.scene import Row, Scene
+from tests.faults.talks import CHAT
+
+_BREAKER_FAULTS = 5
+_FLOOR_BYTES = 64 << 20
+_NARROW_BYTES = 64_000.0
+_BROKEN = frozenset({Seen.BROKEN})
+_CYCLE_SECONDS = 2.0
+
+
+def conduct(made: Conduct) -> Any:
+    """Inject that conduct of the first instance's passthrough."""
+
+    async def inject(scene: Scene) -> None:
+        scene.fleet.first.passthrough.conduct = made
+
+    return inject
+
+
+async def behave(scene: Scene) -> None:
+    """Cure what a passthrough or a simulator was told to do."""
+    for each in scene.fleet.instances:
+        each.passthrough.conduct = Conduct()
+        await each.clear()
+
+
+def sent_between(scene: Scene, begin: str, end: str) -> list[Sent]:
+    """What the first instance was sent in that time."""
+    requests = scene.fleet.first.passthrough.requests
+    return [each for each in requests if scene.at[begin] <= each.at < scene.at[end]]
+
+
+def struck(scene: Scene, seen: object, what: str) -> list[str]:
+    """A row that met nothing proves nothing."""
+    return [] if seen else [f"the fault struck nothing: no {what}"]
+
+
+def retried(scene: Scene) -> int:
+    """How many requests took more than one try."""
+    return sum(event.get("attempts", 0) > 1 for event in scene.fleet.balancer.events("request_finished"))
+
+
+def downs(scene: Scene) -> int:
+    """How often an instance was marked down."""
+    return len(scene.fleet.balancer.events("instance_down"))
+
+
+# -- 1 to 6: an instance that is gone, silent, or ends in the middle
+
+
+async def refuse(scene: Scene) -> None:
+    scene.fleet.first.passthrough.refuse()
+
+
+async def accept(scene: Scene) -> None:
+    await scene.fleet.first.passthrough.open()
+
+
+def marked_down_at_once(scene: Scene) -> Iterable[str]:
+    yield from struck(scene, downs(scene), "instance went down")
+    if retried(scene) > scene.served.slots * max(1, downs(scene)):
+        yield f"{retried(scene)} requests were retried, more than before the first refusal was known"
+
+
+async def die_before_heads(scene: Scene) -> None:
+    """Take requests and be killed before answering them."""
+    first = scene.fleet.first
+    await first.hang()
+    hung_at = time.monotonic()
+    await until(
+        lambda: any(each.at > hung_at and not each.said for each in first.passthrough.requests), seconds=5
+    )
+    await asyncio.sleep(0.3)
+    await first.kill()
+
+
+async def kill(scene: Scene) -> None:
+    await scene.fleet.first.kill()
+
+
+async def start(scene: Scene) -> None:
+    await scene.fleet.first.start()
+
+
+def some_retried(scene: Scene) -> Iterable[str]:
+    yield from struck(scene, retried(scene), "request was retried")
+
+
+def some_broken(scene: Scene) -> Iterable[str]:
+    broken = [each for each in scene.load.views if each.seen is Seen.BROKEN and each.talk.streams]
+    yield from struck(scene, broken, "stream was broken")
+
+
+async def truncate(scene: Scene) -> None:
+    """One instance ends its connection in a body, another ends bodies properly without the last record."""
+    scene.fleet.first.passthrough.conduct = conducts.CutMidway(600)
+    await scene.fleet.instances[1].fault("unfinished", after_tokens=4)
+
+
+def both_truncations_told(scene: Scene) -> Iterable[str]:
+    outcomes = {event["outcome"] for event in scene.fleet.balancer.events("request_finished")}
+    for wanted in ("truncated", "unfinished"):
+        yield from struck(scene, wanted in outcomes, f"outcome '{wanted}'")
+
+
+async def stop_process(scene: Scene) -> None:
+    scene.fleet.first.pause()
+
+
+async def continue_process(scene: Scene) -> None:
+    scene.fleet.first.go_on()
+
+
+async def black_hole(scene: Scene) -> None:
+    """Packets are dropped: connections of before never speak again, and no new one is answered."""
+    scene.fleet.first.passthrough.freeze()
+    scene.fleet.first.passthrough.conduct = conducts.BlackHole()
+
+
+# -- 7 and 8: slow, which is no failure
+
+
+async def slow_tokens(scene: Scene) -> None:
+    seconds = 0.5 if scene.short else 10.0
+    await scene.fleet.first.fault("slow", factor=seconds * scene.served.decode_rate)
+
+
+def not_counted_as_failure(scene: Scene) -> Iterable[str]:
+    if downs(scene):
+        yield "an instance that is merely slow was marked down"
+    if retried(scene):
+        yield f"{retried(scene)} requests were taken from an instance that is merely slow"
+
+
+async def narrow(scene: Scene) -> None:
+    note_memory(scene)
+    rate = _NARROW_BYTES / (4 if scene.short else 1)
+    scene.fleet.first.passthrough.conduct = conducts.Narrow(rate)
+
+
+def note_memory(scene: Scene) -> None:
+    """Remember how much the balancer held before the fault."""
+    scene.counts["memory"] = scene.fleet.balancer.peak_bytes
+
+
+def memory_is_bounded(scene: Scene) -> Iterable[str]:
+    grown = scene.fleet.balancer.peak_bytes - scene.counts["memory"]
+    scene.notes["memory grew by"] = f"{grown / (1 << 20):.1f} MiB"
+    if grown > _FLOOR_BYTES:
+        yield f"the balancer's memory grew by {grown / (1 << 20):.0f} MiB"
+
+
+# -- 9 to 12: errors in good shape
+
+
+async def fail_all(scene: Scene) -> None:
+    await scene.fleet.first.fault("status_500")
+
+
+def is_500_in_time(scene: Scene, view: View) -> bool:
+    """An instance's own 500, told while the breaker was not open yet."""
+    return view.seen is Seen.TOLD and view.status == 500 and b"simulated fault" in view.body
+
+
+def breaker_opened(scene: Scene) -> Iterable[str]:
+    """What was sent to it before the breaker opened went at most in as many rounds as it takes faults."""
+    struck_there = sent_between(scene, "injected", "cured")
+    yield from struck(scene, struck_there, "request was sent to it")
+    most = _BREAKER_FAULTS * scene.served.slots
+    if len(struck_there) > most:
+        yield f"{len(struck_there)} requests were sent to an instance that answers 500 (at most {most})"
+
+
+async def say_busy(scene: Scene) -> None:
+    await scene.fleet.first.fault("busy_503")
+
+
+async def lose_memory(scene: Scene) -> None:
+    """The model is no longer loaded, and every load fails for want of memory."""
+    await scene.fleet.first.fault("out_of_memory", model=CHAT)
+    await scene.fleet.first.ask("POST", "/api/generate", {"model": CHAT, "keep_alive": 0})
+
+
+def pair_is_cooled(scene: Scene) -> Iterable[str]:
+    failed = [each for each in sent_between(scene, "injected", "cured") if each.status == 500]
+    yield from struck(scene, failed, "load failed")
+    most = 2 * scene.served.slots
+    if len(failed) > most:
+        yield f"{len(failed)} loads failed at an instance without memory for the model (at most {most})"
+
+
+async def lose_model(scene: Scene) -> None:
+    await scene.fleet.first.ask("DELETE", "/api/delete", {"model": CHAT})
+
+
+async def pull_model(scene: Scene) -> None:
+    await scene.fleet.first.ask("POST", "/api/pull", {"model": CHAT, "stream": False})
+
+
+def model_was_missed(scene: Scene) -> Iterable[str]:
+    missed = [each for each in sent_between(scene, "injected", "cured") if each.status == 404]
+    yield from struck(scene, missed, "404")
+
+
+# -- 13 to 17: answers that are none, and restarts
+
+
+def hostile(*texts: Any, probes: bool = False) -> Any:
+    """Inject answers that no instance gives."""
+
+    async def inject(scene: Scene) -> None:
+        note_memory(scene)
+        scene.fleet.first.passthrough.conduct = conducts.Saying(texts, probes=probes)
+
+    return inject
+
+
+async def behave_again(scene: Scene) -> None:
+    """As `behave`, and remember the connections on which a hostile answer was given."""
+    made = scene.fleet.first.passthrough.conduct
+    assert isinstance(made, conducts.Saying)
+    scene.counts |= {f"link {number}": number for number in made.said_on}
+    await behave(scene)
+
+
+def never_reused(scene: Scene) -> Iterable[str]:
+    spoken = {number for name, number in scene.counts.items() if name.startswith("link ")}
+    yield from struck(scene, spoken, "hostile answer")
+    again = {
+        each.link for each in scene.fleet.first.passthrough.sent if each.link in spoken and each.place > 1
+    }
+    first = {each.link for each in scene.fleet.first.passthrough.sent if each.at < scene.at["injected"]}
+    if again - first:
+        yield f"{len(again - first)} connections were used again after bytes that are no answer"
+
+
+def bounded_and_never_reused(scene: Scene) -> Iterable[str]:
+    yield from never_reused(scene)
+    yield from memory_is_bounded(scene)
+
+
+def is_page(scene: Scene, view: View) -> bool:
+    """What stands in front of the instance, passed as it came."""
+    return view.seen is Seen.FOREIGN and view.status == 200 and b"Sign in" in view.body
+
+
+def probes_judged(scene: Scene) -> Iterable[str]:
+    yield from struck(scene, downs(scene), "instance was marked down by its probes")
+
+
+async def redirect(scene: Scene) -> None:
+    """Send every request to another address, at which somebody counts."""
+
+    def count(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        scene.counts["followed"] = scene.counts.get("followed", 0) + 1
+        writer.close()
+
+    decoy = await asyncio.start_server(count, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{decoy.sockets[0].getsockname()[1]}"
+    scene.fleet.first.passthrough.conduct = conducts.Saying([conducts.redirect_to(url)])
+
+    async def close_later() -> None:
+        await until(lambda: "cured" in scene.at, seconds=60)
+        decoy.close()
+        await decoy.wait_closed()
+
+    scene.begin(close_later())
+
+
+def never_followed(scene: Scene) -> Iterable[str]:
+    yield from struck(scene, sent_between(scene, "injected", "cured"), "request was sent to it")
+    if scene.counts.get("followed"):
+        yield f"a redirect was followed {scene.counts['followed']} times"
+
+
+async def restart_again_and_again(scene: Scene) -> None:
+    async def restart() -> None:
+        pause = 0.5 if scene.short else _CYCLE_SECONDS
+        while "cured" not in scene.at:
+            await scene.fleet.first.kill()
+            await asyncio.sleep(pause)
+            await scene.fleet.first.start()
+            await asyncio.sleep(pause)
+
+    scene.begin(restart())
+
+
+def few_broken(scene: Scene) -> Iterable[str]:
+    broken = sum(each.seen is Seen.BROKEN for each in scene.load.views)
+    share = broken / max(1, len(scene.load.views))
+    scene.notes["broken off"] = f"{share:.2%}"
+    if not scene.short and share > 0.01:
+        yield f"{share:.2%} of the answers were broken off (at most 1 %)"
+
+
+# -- 21 and 38
+
+
+async def all_down(scene: Scene) -> None:
+    for each in scene.fleet.instances:
+        each.passthrough.refuse()
+    await scene.fleet.balancer.until_ready_is(503)
+    scene.mark("all down")
+    for path, wanted in (("/health", 503), ("/livez", 200)):
+        status, _ = await scene.fleet.balancer.get(path)
+        if status != wanted:
+            scene.found.append(f"{path} answered {status} while every instance was down")
+
+
+async def all_up(scene: Scene) -> None:
+    scene.mark("coming up")
+    for each in scene.fleet.instances:
+        await each.passthrough.open()
+    await scene.fleet.balancer.until_ready_is(200)
+
+
+def is_turned_away(scene: Scene, view: View) -> bool:
+    """Told to come again; 502 is for those that were under way when the last instance went."""
+    if view.seen is not Seen.TOLD or not scene.during_fault(view):
+        return False
+    if view.status == 503:
+        return "retry-after" in view.headers
+    return view.status == 502 and view.sent_at < scene.at["all down"]
+
+
+def answered_at_once(scene: Scene) -> Iterable[str]:
+    took = sorted(
+        each.ended_at - each.sent_at
+        for each in scene.load.views
+        if scene.at["all down"] <= each.sent_at < scene.at["coming up"] and each.status == 503
+    )
+    yield from struck(scene, took, "request came while all were down")
+    if took:
+        scene.notes["503 told in, p95"] = f"{took[int(len(took) * 0.95)] * 1000:.0f} ms"
+
+
+def stale_and_silent(scene: Scene) -> Iterable[str]:
+    reused = [each for each in sent_between(scene, "injected", "cured") if each.place > 1 and not each.said]
+    yield from struck(scene, reused, "kept connection was used")
+    if downs(scene):
+        yield "an instance was marked down for a connection that it had closed idle"
+
+
+ROWS = (
+    Row(key="1", fault="an instance refuses connections", requires="tried elsewhere; down after one refusal",
+        inject=refuse, cure=accept, check=marked_down_at_once),
+    Row(key="2", fault="killed after it took requests, before any answer", requires="tried elsewhere",
+        inject=die_before_heads, cure=start, check=some_retried, permits=_BROKEN, processes=True),
+    Row(key="3", fault="killed in the middle of streams", requires="told in the stream; never tried again",
+        inject=kill, cure=start, check=some_broken, permits=_BROKEN, processes=True),
+    Row(key="4", fault="answers end early without a reset, or without their last record",
+        requires="told in the stream", inject=truncate, cure=behave, check=both_truncations_told,
+        permits=_BROKEN),
+    Row(key="5", fault="stopped before it answers", requires="moved elsewhere when probes fail",
+        inject=stop_process, cure=continue_process, check=some_retried, permits=_BROKEN, processes=True,
+        short_settings={"health": {"timeout_seconds": 0.5, "unhealthy_threshold": 2}}, short_seconds=7.5),
+    Row(key="6", fault="packets dropped in the middle of streams", requires="told after the idle deadline",
+        inject=black_hole, cure=behave, check=some_broken, permits=_BROKEN,
+        settings={"limits": {"stream_idle_seconds": 5.0}},
+        short_settings={"limits": {"stream_idle_seconds": 1.0}}),
+    Row(key="7", fault="a token every 10 s", requires="never cut, no failure", inject=slow_tokens,
+        cure=behave, check=not_counted_as_failure),
+    Row(key="8", fault="a line of 512 kbit/s", requires="whole, memory bounded", inject=narrow, cure=behave,
+        check=memory_is_bounded),
+    Row(key="9", fault="500 on everything", requires="500 passed as it is at most; breaker opens",
+        inject=fail_all, cure=behave, check=breaker_opened, allows=is_500_in_time),
+    Row(key="10", fault="503, server busy", requires="tried elsewhere", inject=say_busy, cure=behave,
+        check=some_retried),
+    Row(key="11", fault="out of memory at a load", requires="tried elsewhere; model and instance kept apart",
+        inject=lose_memory, cure=behave, check=pair_is_cooled),
+    Row(key="12", fault="404, the model is gone", requires="tried elsewhere", inject=lose_model,
+        cure=pull_model, check=model_was_missed),
+    Row(key="13", fault="garbage, HTTP/0.9, a bad chunk, two lengths", requires="connection thrown away",
+        inject=hostile(conducts.garbage, conducts.http_09, conducts.two_lengths, conducts.length_and_chunks,
+                       conducts.bad_chunk),
+        cure=behave_again, check=never_reused, permits=_BROKEN),
+    Row(key="14", fault="10 MB header, 100,000 headers, a flood of 1xx", requires="memory bounded",
+        inject=hostile(conducts.huge_header, conducts.many_headers, conducts.interim_flood),
+        cure=behave_again, check=bounded_and_never_reused),
+    Row(key="15", fault="200 with a page of HTML on every path", requires="down by probes, passed as it came",
+        inject=hostile(conducts.page, probes=True), cure=behave, check=probes_judged, allows=is_page,
+        short_settings={"health": {"interval_seconds": 0.25, "timeout_seconds": 1.0}}),
+    Row(key="16", fault="redirects to elsewhere", requires="never followed; 502 at most", inject=redirect,
+        cure=behave, check=never_followed,
+        allows=lambda _scene, view: view.seen is Seen.TOLD and view.status == 502),
+    Row(key="17", fault="up 2 s, down 2 s, again and again", requires="at most 1 % broken off",
+        inject=restart_again_and_again, check=few_broken, permits=_BROKEN, processes=True),
+    Row(key="21", fault="every instance is down", requires="503 with Retry-After; /livez stays 200",
+        inject=all_down, cure=all_up, check=answered_at_once, allows=is_turned_away),
+    Row(key="38", fault="kept connections closed as they are used again", requires="one silent try",
+        inject=conduct(conducts.StaleClose()), cure=behave, check=stale_and_silent),
+)  # fmt: skip
