@@ -1,5 +1,6 @@
 # The two words that matter: `make run` (a demo) and `make test` (every check).
-# Variables: PYTHON, VENV, ARGS (for `run`: options of `balancer demo`; for `test`: of pytest).
+# Variables: PYTHON, VENV, ARGS (for `run`: options of `balancer demo`; for `test`: of pytest;
+# for `faults`: of `python -m tests.faults`).
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -20,13 +21,14 @@ DEVELOP := $(VENV)/.develop
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run install test check npm lock clean
+.PHONY: help run install test check npm faults lock clean
 
 help:
 	@echo 'make run      set up and start the demo: three simulated instances, one address'
 	@echo 'make install  set up only; the command is then $(BIN)/balancer'
 	@echo 'make test     set up and run every check: make check, then the tests'
 	@echo 'make check    lint, format, types and import rules'
+	@echo 'make faults   half an hour of faults under load, written to docs/faults.md'
 	@echo 'make lock     write the lock files anew (UPGRADE=--upgrade for newer versions)'
 	@echo 'make clean    remove the environment and all caches'
 
@@ -59,6 +61,10 @@ npm:
 		echo '== npm ci' && npm ci --prefix $(NPM_TESTS) --no-audit --no-fund \
 			&& touch $(NPM_TESTS)/node_modules/.installed; \
 	fi
+
+# ARGS such as `--rows 3,31` or `--parallel 2`.
+faults: $(DEVELOP)
+	@$(BIN)/python -m tests.faults --markdown docs/faults.md $(ARGS)
 
 lock: $(CREATED)
 	@tools=$$(mktemp -d) && trap 'rm -rf "$$tools"' EXIT && \

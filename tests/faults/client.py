@@ -138,7 +138,7 @@ class Client:
                 async with asyncio.timeout(wait):
                     data = await reader.read(_PIECE_BYTES if pace is None else max(1, int(pace / 10)))
             except TimeoutError:
-                view.left = leave_at is not None and time.monotonic() >= leave_at
+                view.left = wait < self._patience_seconds
                 view.hung = not view.left
                 return
             if not data:

@@ -55,18 +55,22 @@ class Narrow(Conduct):
 
 
 class Saying(Conduct):
-    """Answers requests itself, with these texts in turn; probes too where `probes` says so. It ends no
-    connection. `said_on` holds the connections on which it has spoken."""
+    """Answers requests itself, with these texts in turn; probes too where `probes` says so. `proper` is
+    whether they are HTTP as it should be. It ends no connection.
 
-    def __init__(self, texts: Sequence[Callable[[], bytes]], *, probes: bool = False) -> None:
+    `said_on` holds the connections on which it has spoken.
+    """
+
+    def __init__(self, texts: Sequence[Callable[[], bytes]], *, proper: bool, probes: bool = False) -> None:
         self._texts = itertools.cycle(texts)
+        self._proper = proper
         self._probes = probes
         self.said_on: set[int] = set()
 
     def meet_request(self, link: Link, sent: Sent) -> bool:
         if not (sent.inference or self._probes):
             return False
-        link.say(next(self._texts)())
+        link.say(next(self._texts)(), proper=self._proper)
         self.said_on.add(link.number)
         return True
 

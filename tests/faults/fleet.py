@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -167,10 +168,11 @@ class BalancerProcess:
     """A balancer in a process of its own; its log is a file of one JSON object a line."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any], session: aiohttp.ClientSession) -> None:
-        self.config = folder / "balancer.yaml"
+        place = Path(tempfile.mkdtemp(dir=folder))
+        self.config = place / "balancer.yaml"
         self.write_config(json.dumps(settings))
-        self._log, self._out = folder / "log", folder / "out"
-        self._session = session
+        self._log, self._out = place / "log", place / "out"
+        self.session = session
         command = [sys.executable, "-m", "balancer", "serve", "--config", str(self.config)]
         with self._log.open("wb") as log, self._out.open("wb") as out:
             self.process = subprocess.Popen(
@@ -213,7 +215,7 @@ class BalancerProcess:
 
     async def get(self, path: str, *, admin: bool = False) -> tuple[int, bytes]:
         """A status and a body."""
-        async with self._session.get((self.admin if admin else self.url) + path) as response:
+        async with self.session.get((self.admin if admin else self.url) + path) as response:
             return response.status, await response.read()
 
     async def instances(self) -> list[dict[str, Any]]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import uvloop
 
 from tests.faults.rows import ROWS
+from tests.faults.rows_clients import CLIENT_ROWS
+from tests.faults.runs import RUNS
 from tests.faults.scene import Row, Verdict, play
 
-_ALL = {row.key: row for row in ROWS}
+_NUMBERED = sorted((*ROWS, *CLIENT_ROWS), key=lambda row: int(row.key))
+_ALL = {row.key: row for row in (*_NUMBERED, *RUNS)}
 
 
 def keys() -> tuple[str, ...]:

@@ -14,6 +14,7 @@ import re
 import socket
 import struct
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -159,6 +160,7 @@ class Link(asyncio.Protocol):
         self._front: asyncio.Transport | None = None
         self._back: asyncio.Transport | None = None
         self._raw = bytearray()
+        self._waiting: deque[tuple[float, Callable[[], None]]] = deque()
         self._arrived = False
         self._last = False
         self._closed = False
@@ -265,14 +267,17 @@ class Link(asyncio.Protocol):
         if self._last and sent.complete_at is not None:
             self.close()
 
-    def say(self, data: bytes) -> None:
-        """Give the balancer these bytes, which no instance has said."""
+    def say(self, data: bytes, *, proper: bool) -> None:
+        """Give the balancer these bytes, which no instance has said; an answer that is not `proper`
+        is never whole."""
         sent = self._sent
         if sent is None or self._answer is None:
             return
         self._note_said(sent)
         with contextlib.suppress(httptools.HttpParserError):
             self._answer.parser.feed_data(data)
+        if not proper:
+            sent.complete_at = None
         self._write(data)
 
     def close(self) -> None:
@@ -305,10 +310,20 @@ class Link(asyncio.Protocol):
 
     def _later(self, size: int, act: Callable[[], None]) -> None:
         seconds = self.owner.wait_seconds(size)
-        if seconds > 0:
-            asyncio.get_running_loop().call_later(seconds, act)
-        else:
+        if seconds <= 0 and not self._waiting:
             act()
+            return
+        self._waiting.append((time.monotonic() + seconds, act))
+        if len(self._waiting) == 1:
+            asyncio.get_running_loop().call_later(seconds, self._catch_up)
+
+    def _catch_up(self) -> None:
+        """Do what is due, in order: two timers of one time may fire in any."""
+        while self._waiting and self._waiting[0][0] <= time.monotonic():
+            self._waiting.popleft()[1]()
+        if self._waiting:
+            seconds = max(0.001, self._waiting[0][0] - time.monotonic())
+            asyncio.get_running_loop().call_later(seconds, self._catch_up)
 
     def _write(self, data: bytes) -> None:
         if self._front is not None and not self._closed:

@@ -16,13 +16,14 @@ from tests.faults.client import Seen, View
 from tests.faults.fleet import until
 from tests.faults.passthrough import Conduct, Sent
 from tests.faults.scene import Row, Scene
-from tests.faults.talks import CHAT
+from tests.faults.talks import CHAT, COLD, GENERATE
 
 _BREAKER_FAULTS = 5
 _FLOOR_BYTES = 64 << 20
 _NARROW_BYTES = 64_000.0
 _BROKEN = frozenset({Seen.BROKEN})
 _CYCLE_SECONDS = 2.0
+_WATCHFUL = {"health": {"timeout_seconds": 0.5, "unhealthy_threshold": 2}}
 
 
 def conduct(made: Conduct) -> Any:
@@ -193,9 +194,15 @@ async def say_busy(scene: Scene) -> None:
 
 
 async def lose_memory(scene: Scene) -> None:
-    """The model is no longer loaded, and every load fails for want of memory."""
-    await scene.fleet.first.fault("out_of_memory", model=CHAT)
-    await scene.fleet.first.ask("POST", "/api/generate", {"model": CHAT, "keep_alive": 0})
+    """Ask for a model that is loaded nowhere, and that one instance has no memory for."""
+    await scene.fleet.first.fault("out_of_memory", model=COLD)
+
+    async def ask() -> None:
+        while "cured" not in scene.at:
+            await scene.load.ask(GENERATE, model=COLD)
+
+    for _ in range(scene.served.slots):
+        scene.begin(ask())
 
 
 def pair_is_cooled(scene: Scene) -> Iterable[str]:
@@ -222,12 +229,12 @@ def model_was_missed(scene: Scene) -> Iterable[str]:
 # -- 13 to 17: answers that are none, and restarts
 
 
-def hostile(*texts: Any, probes: bool = False) -> Any:
+def hostile(*texts: Any) -> Any:
     """Inject answers that no instance gives."""
 
     async def inject(scene: Scene) -> None:
         note_memory(scene)
-        scene.fleet.first.passthrough.conduct = conducts.Saying(texts, probes=probes)
+        scene.fleet.first.passthrough.conduct = conducts.Saying(texts, proper=False)
 
     return inject
 
@@ -274,7 +281,7 @@ async def redirect(scene: Scene) -> None:
 
     decoy = await asyncio.start_server(count, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{decoy.sockets[0].getsockname()[1]}"
-    scene.fleet.first.passthrough.conduct = conducts.Saying([conducts.redirect_to(url)])
+    scene.fleet.first.passthrough.conduct = conducts.Saying([conducts.redirect_to(url)], proper=True)
 
     async def close_later() -> None:
         await until(lambda: "cured" in scene.at, seconds=60)
@@ -370,11 +377,11 @@ ROWS = (
         permits=_BROKEN),
     Row(key="5", fault="stopped before it answers", requires="moved elsewhere when probes fail",
         inject=stop_process, cure=continue_process, check=some_retried, permits=_BROKEN, processes=True,
-        short_settings={"health": {"timeout_seconds": 0.5, "unhealthy_threshold": 2}}, short_seconds=7.5),
+        short_settings=_WATCHFUL, short_seconds=7.5),
     Row(key="6", fault="packets dropped in the middle of streams", requires="told after the idle deadline",
         inject=black_hole, cure=behave, check=some_broken, permits=_BROKEN,
-        settings={"limits": {"stream_idle_seconds": 5.0}},
-        short_settings={"limits": {"stream_idle_seconds": 1.0}}),
+        settings={"limits": {"stream_idle_seconds": 5.0}}, short_seconds=7.5,
+        short_settings={"limits": {"stream_idle_seconds": 1.0}, **_WATCHFUL}),
     Row(key="7", fault="a token every 10 s", requires="never cut, no failure", inject=slow_tokens,
         cure=behave, check=not_counted_as_failure),
     Row(key="8", fault="a line of 512 kbit/s", requires="whole, memory bounded", inject=narrow, cure=behave,
@@ -395,7 +402,8 @@ ROWS = (
         inject=hostile(conducts.huge_header, conducts.many_headers, conducts.interim_flood),
         cure=behave_again, check=bounded_and_never_reused),
     Row(key="15", fault="200 with a page of HTML on every path", requires="down by probes, passed as it came",
-        inject=hostile(conducts.page, probes=True), cure=behave, check=probes_judged, allows=is_page,
+        inject=conduct(conducts.Saying([conducts.page], proper=True, probes=True)), cure=behave,
+        check=probes_judged, allows=is_page,
         short_settings={"health": {"interval_seconds": 0.25, "timeout_seconds": 1.0}}),
     Row(key="16", fault="redirects to elsewhere", requires="never followed; 502 at most", inject=redirect,
         cure=behave, check=never_followed,

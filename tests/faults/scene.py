@@ -26,7 +26,7 @@ _LOOK_SECONDS = 0.05
 @dataclass(slots=True, kw_only=True)
 class Scene:
     """What a row works with. `at` holds monotonic times by name, `notes` what was measured,
-    `found` violations that a row saw on its way."""
+    `found` violations that a row saw on its way. What loads `aside` ask is not in the accounts."""
 
     fleet: Fleet
     load: Load
@@ -37,6 +37,7 @@ class Scene:
     notes: dict[str, str] = field(default_factory=dict)
     found: list[str] = field(default_factory=list)
     extra: list[asyncio.Task[Any]] = field(default_factory=list)
+    aside: list[Load] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
 
     def mark(self, name: str) -> None:
@@ -70,9 +71,9 @@ def no_more(_scene: Scene) -> Iterable[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One row. `permits` are the answers that clients may get beside whole ones, `allows` permits more,
-    one by one. `check` gives in words what else does not hold. `after` is done when the load has
-    stopped."""
+    """One row. The fault lasts for `span` of the time. `permits` are the answers that clients may get
+    beside whole ones, `allows` permits more, one by one. `check` gives in words what else does not
+    hold. `after` is done when the load has stopped."""
 
     key: str
     fault: str
@@ -89,6 +90,8 @@ class Row:
     short_settings: Mapping[str, Any] = field(default_factory=dict)
     short_seconds: float = 3.0
     full_seconds: float = FULL_SECONDS
+    span: tuple[float, float] = (1 / 3, 2 / 3)
+    clients_share: float = 1.0
     processes: bool = False
     ends_balancer: bool = False
 
@@ -132,23 +135,28 @@ async def play(row: Row, *, short: bool, seed: int = 1) -> Verdict:
 
 
 async def _perform(row: Row, scene: Scene) -> None:
-    """The load, the fault at a third of the time and its cure at two."""
-    third = (row.short_seconds if scene.short else row.full_seconds) / 3
-    scene.mark("began")
-    loading = asyncio.create_task(scene.load.run(scene.clients, leaving=row.leaving))
+    """The load, the fault, and its cure."""
+    seconds = row.short_seconds if scene.short else row.full_seconds
+    began = time.monotonic()
+    clients = max(1, round(scene.clients * row.clients_share))
+    loading = asyncio.create_task(scene.load.run(clients, leaving=row.leaving))
     try:
-        await asyncio.sleep(third)
+        await _sleep_until(began + seconds * row.span[0])
         scene.mark("injected")
         await row.inject(scene)
-        await asyncio.sleep(scene.at["injected"] + third - time.monotonic())
+        await _sleep_until(began + seconds * row.span[1])
         await row.cure(scene)
         scene.mark("cured")
-        await asyncio.sleep(third)
+        await _sleep_until(began + seconds)
     finally:
         scene.load.stop()
     await loading
     await asyncio.gather(*scene.extra)
     await row.after(scene)
+
+
+async def _sleep_until(at: float) -> None:
+    await asyncio.sleep(max(0.0, at - time.monotonic()))
 
 
 async def _left_over(fleet: Fleet) -> list[str]:
@@ -167,10 +175,12 @@ async def _left_over(fleet: Fleet) -> list[str]:
 
 
 def _reckon(row: Row, scene: Scene, left: Iterable[str]) -> Account:
+    aside = {view.request_id for load in scene.aside for view in load.views}
+    sent = [sent for each in scene.fleet.instances for sent in each.passthrough.requests]
     account = settle_accounts(
         scene.load.views,
         scene.fleet.balancer.events(),
-        [sent for each in scene.fleet.instances for sent in each.passthrough.requests],
+        [each for each in sent if each.request_id not in aside],
         allows=lambda view: view.seen in row.permits or row.allows(scene, view),
     )
     more = (*account.violations, *scene.found, *left, *row.check(scene))

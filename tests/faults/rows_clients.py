@@ -1,0 +1,297 @@
+"""Rows of the fault matrix in which clients are the trouble, or the operator: 28 to 32."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import signal
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from random import Random
+
+from tests.faults.client import Client, Leaving, Seen, View
+from tests.faults.fleet import BalancerProcess, until
+from tests.faults.load import Load
+from tests.faults.passthrough import Sent
+from tests.faults.rows import struck
+from tests.faults.scene import Row, Scene
+from tests.faults.talks import CHAT_STREAM, CHAT_UNARY, COLD, GENERATE
+
+CLOSE_SECONDS = 0.5
+_SLOW_BYTES_PER_SECOND = 4096.0
+_SLOW_READERS = 4
+_GRACE_SECONDS, _TELL_SECONDS, _SPARE_SECONDS = 5.0, 1.0, 4.0
+_IN_TRANSIT_SECONDS = 0.25
+_TURNED_AWAY_FOR_JITTER = 50
+_UPSTREAM_SECONDS = 30.0
+_UNSENT = Sent(instance="", link=0, place=0, at=0.0)
+
+
+def sent_of(scene: Scene) -> dict[str, list[Sent]]:
+    """What went over the lines, by request."""
+    found: dict[str, list[Sent]] = {}
+    for instance in scene.fleet.instances:
+        for each in instance.passthrough.requests:
+            found.setdefault(each.request_id, []).append(each)
+    return found
+
+
+def percentile(values: Iterable[float], share: float) -> float:
+    """The value that so many of them do not exceed."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
+
+
+# -- 28: clients that leave
+
+
+def leaves_sometimes(random: Random) -> Leaving | None:
+    """One in ten goes away at any point."""
+    if random.random() > 0.1:
+        return None
+    by_reset = random.random() < 0.5
+    if random.random() < 0.5:
+        return Leaving(seconds=random.uniform(0.0, 0.6), by_reset=by_reset)
+    return Leaving(answer_bytes=random.randint(1, 4000), by_reset=by_reset)
+
+
+async def leave_at_every_stage(scene: Scene) -> None:
+    """Some leave while they send; others while they wait in the queue, for a load or for a first byte;
+    others in a stream."""
+    scene.begin(_leave_while_sending(scene))
+    for seconds in (0.03, 0.15):
+        scene.begin(_leave_while_waiting(scene, seconds=seconds, model=""))
+    scene.begin(_leave_while_waiting(scene, seconds=scene.served.load_seconds / 2, model=COLD))
+    scene.begin(_leave_in_streams(scene))
+
+
+async def _leave_while_sending(scene: Scene) -> None:
+    """Right after the connection, in the head, in the body."""
+    for share in itertools.cycle((0.0, 0.2, 0.9)):
+        if "cured" in scene.at:
+            return
+        view, request = scene.load.prepare(GENERATE)
+        view.left = True
+        with contextlib.suppress(OSError):
+            _, writer = await asyncio.open_connection("127.0.0.1", scene.fleet.balancer.port)
+            writer.write(request[: int(len(request) * share)])
+            await asyncio.sleep(0.03)
+            writer.transport.abort()
+        view.ended_at = time.monotonic()
+
+
+async def _leave_while_waiting(scene: Scene, *, seconds: float, model: str) -> None:
+    while "cured" not in scene.at:
+        leaving = Leaving(seconds=seconds, by_reset=scene.random.random() < 0.5)
+        await scene.load.ask(GENERATE, leaving=leaving, model=model)
+
+
+async def _leave_in_streams(scene: Scene) -> None:
+    while "cured" not in scene.at:
+        await scene.load.ask(CHAT_STREAM, leaving=Leaving(answer_bytes=scene.random.randint(1, 1500)))
+
+
+def upstream_closed(scene: Scene) -> Iterable[str]:
+    """How soon the instance's connection of a client that left was closed."""
+    sent = sent_of(scene)
+    gone = [(view, each) for view in scene.load.views if view.left for each in sent.get(view.request_id, ())]
+    waited = sum(each.first_byte_at is None for _, each in gone)
+    yield from struck(scene, gone, "client left after its request was sent on")
+    took = [max(0.0, each.closed_at - view.ended_at) for view, each in gone if each.closed_at is not None]
+    if not took:
+        return
+    scene.notes["left"] = f"{waited} before and {len(gone) - waited} after a first byte"
+    scene.notes["closed upstream in, p95"] = f"{percentile(took, 0.95) * 1000:.0f} ms"
+    if not scene.short and percentile(took, 0.95) > CLOSE_SECONDS:
+        yield f"connections of clients that left were closed in {percentile(took, 0.95):.2f} s at p95"
+
+
+# -- 29: slow readers
+
+
+async def read_slowly(scene: Scene) -> None:
+    """Long streams for clients that read 4 KB a second, until the cure."""
+    tokens = 300 if scene.short else 3000
+    for _ in range(_SLOW_READERS):
+        client = scene.load.client(
+            pace=lambda: None if "upstream done" in scene.at else _SLOW_BYTES_PER_SECOND
+        )
+        scene.begin(_read_one(scene, client, tokens))
+
+
+async def _read_one(scene: Scene, client: Client, tokens: int) -> None:
+    view, request = scene.load.prepare(GENERATE, tokens=tokens)
+    scene.counts[view.request_id] = 1
+    await client.ask(view, request)
+    await client.close()
+
+
+async def wait_for_upstream(scene: Scene) -> None:
+    """The instances must be done with those streams while their clients still read."""
+
+    def done() -> bool:
+        sent = sent_of(scene)
+        return all(each.complete_at for request in scene.counts for each in sent.get(request, [_UNSENT]))
+
+    if not await until(done, seconds=_UPSTREAM_SECONDS):
+        scene.found.append("streams were not read to their end for slow readers")
+    scene.mark("upstream done")
+
+
+def slow_ones_were_slow(scene: Scene) -> Iterable[str]:
+    sent = sent_of(scene)
+    slow = [view for view in scene.load.views if view.request_id in scene.counts]
+    late = [
+        view.ended_at - each.complete_at
+        for view in slow
+        for each in sent.get(view.request_id, ())
+        if each.complete_at is not None
+    ]
+    yield from struck(scene, late, "slow reader had an answer")
+    if late and min(late) <= 0:
+        yield "a slow reader was done before the instance"
+    others = [view for view in scene.load.views if view.request_id not in scene.counts]
+    before = [view.ended_at - view.sent_at for view in others if view.ended_at < scene.at["injected"]]
+    during = [view.ended_at - view.sent_at for view in others if scene.during_fault(view)]
+    if before and during and late:
+        scene.notes["slots freed before the reader was done, at least"] = f"{min(late):.1f} s"
+        scene.notes["p99 of others before and during"] = (
+            f"{percentile(before, 0.99):.2f} s, {percentile(during, 0.99):.2f} s"
+        )
+
+
+# -- 30 and 31: many at once
+
+
+async def herd(scene: Scene) -> None:
+    """Very many connections at the same moment, each with a request."""
+    scene.counts.setdefault("dropped", dropped_connections())
+    count = 200 if scene.short else 2000
+    await asyncio.gather(*(scene.load.ask(CHAT_UNARY, tokens=2) for _ in range(count)))
+
+
+def dropped_connections() -> int:
+    """Connection attempts that this machine's listeners ever dropped. Source: proc(5), /proc/net/netstat."""
+    names, values = [
+        line.split()
+        for line in Path("/proc/net/netstat").read_text().splitlines()
+        if line.startswith("TcpExt:")
+    ]
+    return int(values[names.index("ListenDrops")])
+
+
+def is_asked_to_come_again(_scene: Scene, view: View) -> bool:
+    return view.seen is Seen.TOLD and view.status == 503 and "retry-after" in view.headers
+
+
+def herd_was_spread(scene: Scene) -> Iterable[str]:
+    told = [view.headers["retry-after"] for view in scene.load.views if "retry-after" in view.headers]
+    scene.notes["turned away"] = f"{len(told)}, Retry-After {', '.join(sorted(set(told), key=int))} s"
+    yield from struck(scene, told, "request was turned away")
+    if len(told) >= _TURNED_AWAY_FOR_JITTER and len(set(told)) < 2:
+        yield f"all {len(told)} that were turned away were told to come again at the same moment"
+    if not scene.short and dropped_connections() > scene.counts["dropped"]:
+        yield f"{dropped_connections() - scene.counts['dropped']} connection attempts were dropped"
+
+
+async def all_want_one_model(scene: Scene) -> None:
+    """Hundreds of requests for a model that is loaded nowhere; the first tenth leaves while it loads."""
+    for each in scene.fleet.instances:
+        state = await each.state()
+        scene.counts[each.name] = state["loads"] + state["load_aborts"]
+    count = 60 if scene.short else 500
+    leaving = Leaving(seconds=scene.served.load_seconds / 3)
+    for place in range(count):
+        gone = leaving if place < count // 10 else None
+        scene.begin(scene.load.ask(CHAT_UNARY, model=COLD, tokens=2, leaving=gone))
+        if place == count // 10:
+            await asyncio.sleep(0.02)
+
+
+async def count_loads(scene: Scene) -> None:
+    for each in scene.fleet.instances:
+        state = await each.state()
+        loads = state["loads"] + state["load_aborts"] - scene.counts[each.name]
+        scene.notes[f"loads at {each.name}"] = str(loads)
+        if loads > 1:
+            scene.found.append(f"{loads} loads of one model were begun at {each.name}")
+
+
+# -- 32: the operator stops it
+
+
+async def terminate(scene: Scene) -> None:
+    """SIGTERM with streams under way: those of the load are short, these are not."""
+    tokens = int(scene.served.decode_rate * 60)
+    for _ in range(_SLOW_READERS):
+        scene.begin(_long_stream(scene, tokens))
+    await asyncio.sleep(0.5)
+    scene.mark("terminated")
+    scene.fleet.balancer.signal(signal.SIGTERM)
+    await asyncio.sleep(_IN_TRANSIT_SECONDS)
+    scene.load.stop()
+    code = await scene.fleet.balancer.exit_code(_GRACE_SECONDS + _TELL_SECONDS + _SPARE_SECONDS)
+    scene.notes["ended after"] = f"{time.monotonic() - scene.at['terminated']:.1f} s with {code}"
+    if code != 0:
+        scene.found.append(f"exit code {code} after SIGTERM")
+
+
+async def _long_stream(scene: Scene, tokens: int) -> None:
+    view = await scene.load.ask(GENERATE, tokens=tokens)
+    scene.counts[view.request_id] = 1
+
+
+async def signal_twice(scene: Scene) -> None:
+    """Another balancer, with streams under way, is told twice."""
+    fleet = scene.fleet
+    other = BalancerProcess(fleet.balancer.config.parent, fleet.settings, fleet.balancer.session)
+    try:
+        await other.opened()
+        load = Load(other.port, name="again", seed=2, patience_seconds=_GRACE_SECONDS)
+        scene.aside.append(load)
+        streams = [asyncio.create_task(load.ask(GENERATE, tokens=5000)) for _ in range(_SLOW_READERS)]
+        if not await until(lambda: all(view.first_byte_at for view in load.views) and load.views):
+            scene.found.append("no stream began")
+        other.signal(signal.SIGTERM)
+        await asyncio.sleep(0.2)
+        other.signal(signal.SIGTERM)
+        code = await other.exit_code(_GRACE_SECONDS / 2)
+        if code != 1:
+            scene.found.append(f"exit code {code} after a second SIGTERM")
+        await asyncio.gather(*streams)
+    finally:
+        await other.end()
+
+
+def is_stopped(scene: Scene, view: View) -> bool:
+    """Long streams are told; who waits or comes late is turned away."""
+    if view.seen is Seen.BROKEN:
+        return view.request_id in scene.counts
+    if view.seen is Seen.DROPPED:
+        return view.sent_at >= scene.at["terminated"] - _IN_TRANSIT_SECONDS
+    return is_asked_to_come_again(scene, view) and view.ended_at >= scene.at["terminated"]
+
+
+def long_ones_were_told(scene: Scene) -> Iterable[str]:
+    long = [view for view in scene.load.views if view.request_id in scene.counts]
+    if len(long) != _SLOW_READERS or any(view.seen is not Seen.BROKEN for view in long):
+        yield f"long streams ended otherwise than by an error record: {[str(view.seen) for view in long]}"
+
+
+CLIENT_ROWS = (
+    Row(key="28", fault="clients leave at every stage", requires="closed upstream within 500 ms",
+        inject=leave_at_every_stage, check=upstream_closed, served={"load_seconds": 0.4}),
+    Row(key="29", fault="readers of 4 KB/s on fast streams", requires="read to the end upstream, slot freed",
+        inject=read_slowly, cure=wait_for_upstream, check=slow_ones_were_slow, served={"decode_rate": 300.0},
+        clients_share=0.25),
+    Row(key="30", fault="2,000 connections at once, twice", requires="none dropped; Retry-After differs",
+        inject=herd, cure=herd, check=herd_was_spread, allows=is_asked_to_come_again,
+        short_settings={"limits": {"queue_requests": 60}}),
+    Row(key="31", fault="500 requests for one cold model, a tenth leaves", requires="one load an instance",
+        inject=all_want_one_model, after=count_loads, served={"load_seconds": 0.5}),
+    Row(key="32", fault="SIGTERM with streams under way, then twice", requires="short ones whole, long told",
+        inject=terminate, cure=signal_twice, check=long_ones_were_told, allows=is_stopped,
+        ends_balancer=True),
+)  # fmt: skip
