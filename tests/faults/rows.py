@@ -387,7 +387,7 @@ ROWS = (
     Row(key="8", fault="a line of 512 kbit/s", requires="whole, memory bounded", inject=narrow, cure=behave,
         check=memory_is_bounded),
     Row(key="9", fault="500 on everything", requires="500 passed as it is at most; breaker opens",
-        inject=fail_all, cure=behave, check=breaker_opened, allows=is_500_in_time),
+        inject=fail_all, cure=behave, check=breaker_opened, allows=is_500_in_time, short_seconds=4.5),
     Row(key="10", fault="503, server busy", requires="tried elsewhere", inject=say_busy, cure=behave,
         check=some_retried),
     Row(key="11", fault="out of memory at a load", requires="tried elsewhere; model and instance kept apart",
