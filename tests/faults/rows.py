@@ -8,59 +8,30 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
 
 from tests.faults import conducts
+from tests.faults.acts import (
+    behave,
+    conduct,
+    downs,
+    memory_is_bounded,
+    note_memory,
+    retried,
+    sent_between,
+    some_retried,
+    struck,
+)
 from tests.faults.client import Seen, View
 from tests.faults.fleet import until
-from tests.faults.passthrough import Conduct, Sent
-from tests.faults.scene import Row, Scene
+from tests.faults.scene import Act, Row, Scene
 from tests.faults.talks import CHAT, COLD, GENERATE
 
 _BREAKER_FAULTS = 5
-_FLOOR_BYTES = 64 << 20
 _NARROW_BYTES = 64_000.0
 _BROKEN = frozenset({Seen.BROKEN})
 _CYCLE_SECONDS = 2.0
 _WATCHFUL = {"health": {"timeout_seconds": 0.5, "unhealthy_threshold": 2}}
-
-
-def conduct(made: Conduct) -> Any:
-    """Inject that conduct of the first instance's passthrough."""
-
-    async def inject(scene: Scene) -> None:
-        scene.fleet.first.passthrough.conduct = made
-
-    return inject
-
-
-async def behave(scene: Scene) -> None:
-    """Cure what a passthrough or a simulator was told to do."""
-    for each in scene.fleet.instances:
-        each.passthrough.conduct = Conduct()
-        await each.clear()
-
-
-def sent_between(scene: Scene, begin: str, end: str) -> list[Sent]:
-    """What the first instance was sent in that time."""
-    requests = scene.fleet.first.passthrough.requests
-    return [each for each in requests if scene.at[begin] <= each.at < scene.at[end]]
-
-
-def struck(scene: Scene, seen: object, what: str) -> list[str]:
-    """A row that met nothing proves nothing."""
-    return [] if seen else [f"the fault struck nothing: no {what}"]
-
-
-def retried(scene: Scene) -> int:
-    """How many requests took more than one try."""
-    return sum(event.get("attempts", 0) > 1 for event in scene.fleet.balancer.events("request_finished"))
-
-
-def downs(scene: Scene) -> int:
-    """How often an instance was marked down."""
-    return len(scene.fleet.balancer.events("instance_down"))
 
 
 # -- 1 to 6: an instance that is gone, silent, or ends in the middle
@@ -98,10 +69,6 @@ async def kill(scene: Scene) -> None:
 
 async def start(scene: Scene) -> None:
     await scene.fleet.first.start()
-
-
-def some_retried(scene: Scene) -> Iterable[str]:
-    yield from struck(scene, retried(scene), "request was retried")
 
 
 def some_broken(scene: Scene) -> Iterable[str]:
@@ -154,18 +121,6 @@ async def narrow(scene: Scene) -> None:
     note_memory(scene)
     rate = _NARROW_BYTES / (4 if scene.short else 1)
     scene.fleet.first.passthrough.conduct = conducts.Narrow(rate)
-
-
-def note_memory(scene: Scene) -> None:
-    """Remember how much the balancer held before the fault."""
-    scene.counts["memory"] = scene.fleet.balancer.peak_bytes
-
-
-def memory_is_bounded(scene: Scene) -> Iterable[str]:
-    grown = scene.fleet.balancer.peak_bytes - scene.counts["memory"]
-    scene.notes["memory grew by"] = f"{grown / (1 << 20):.1f} MiB"
-    if grown > _FLOOR_BYTES:
-        yield f"the balancer's memory grew by {grown / (1 << 20):.0f} MiB"
 
 
 # -- 9 to 12: errors in good shape
@@ -229,7 +184,7 @@ def model_was_missed(scene: Scene) -> Iterable[str]:
 # -- 13 to 17: answers that are none, and restarts
 
 
-def hostile(*texts: Any) -> Any:
+def hostile(*texts: Callable[[], bytes]) -> Act:
     """Inject answers that no instance gives."""
 
     async def inject(scene: Scene) -> None:

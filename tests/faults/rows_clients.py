@@ -11,11 +11,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from random import Random
 
+from tests.faults.acts import struck
 from tests.faults.client import Client, Leaving, Seen, View
 from tests.faults.fleet import BalancerProcess, until
 from tests.faults.load import Load
 from tests.faults.passthrough import Sent
-from tests.faults.rows import struck
 from tests.faults.scene import Row, Scene
 from tests.faults.talks import CHAT_STREAM, CHAT_UNARY, COLD, GENERATE
 
