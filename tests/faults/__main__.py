@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
-from tests.faults.matrix import keys, play_key
+from tests.faults.matrix import keys, play_key, silence
 from tests.faults.scene import Verdict
 from tests.faults.table import markdown, plain_line
 
@@ -22,7 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wanted = chosen.rows.split(",") if chosen.rows else list(keys())
     verdicts: list[Verdict] = []
     # Each in a process of its own: memory and open files of one row do not tell on the next.
-    with ProcessPoolExecutor(chosen.parallel, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(
+        chosen.parallel, mp_context=get_context("spawn"), initializer=silence, max_tasks_per_child=1
+    ) as pool:
         for verdict in pool.map(play_key, wanted, [chosen.short] * len(wanted)):
             verdicts.append(verdict)
             print(plain_line(verdict), flush=True)

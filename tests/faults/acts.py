@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from tests.faults.fleet import until
 from tests.faults.passthrough import Conduct, Sent
 from tests.faults.scene import Act, Scene
 
@@ -31,6 +32,16 @@ def sent_between(scene: Scene, begin: str, end: str) -> list[Sent]:
     """What the first instance was sent in that time."""
     requests = scene.fleet.first.passthrough.requests
     return [each for each in requests if scene.at[begin] <= each.at < scene.at[end]]
+
+
+async def until_a_stream_runs(scene: Scene) -> None:
+    """Return once the first instance is in the middle of an answer."""
+    await until(lambda: any(each.body and not each.over for each in scene.fleet.first.passthrough.requests))
+
+
+async def until_down(scene: Scene) -> None:
+    """Let the fault last until an instance was marked down, or for long; the check tells."""
+    await until(lambda: downs(scene))
 
 
 def struck(scene: Scene, seen: object, what: str) -> list[str]:

@@ -159,6 +159,7 @@ class Instance:
             [*command, port, *self._served.arguments()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
             env=environment(),
             cwd=ROOT,
         )
@@ -354,6 +355,6 @@ def _close_pipe(process: subprocess.Popen[bytes]) -> None:
 _SETTINGS: Mapping[str, Any] = {
     "listen": "127.0.0.1:0",
     "admin_listen": "127.0.0.1:0",
-    "health": {"interval_seconds": 0.5, "timeout_seconds": 1.0},
+    "health": {"interval_seconds": 0.5, "timeout_seconds": 2.0},
     "log": {"format": "json"},
 }

@@ -62,7 +62,7 @@ def settle_accounts(
     violations += _strangers({each.request_id for each in views}, logged, lines)
     for view in views:
         evidence = Evidence(view=view, events=logged[view.request_id], sent=lines[view.request_id])
-        wrong = [*_of_client(view, allows), *_of_log(evidence), *_of_lines(evidence)]
+        wrong = [*_of_client(evidence, allows), *_of_log(evidence), *_of_lines(evidence)]
         violations += [f"{view.request_id} ({view.talk.name}): {what}" for what in wrong]
     count = Counter(view.seen for view in views)
     return Account(
@@ -86,12 +86,17 @@ def _strangers(known: set[str], *tables: Iterable[str]) -> list[str]:
     ]
 
 
-def _of_client(view: View, allows: Callable[[View], bool]) -> list[str]:
+def _of_client(evidence: Evidence, allows: Callable[[View], bool]) -> list[str]:
     """What a client must not see."""
+    view = evidence.view
     if view.seen in _ALWAYS or allows(view):
         return []
-    told = bytes(view.body[-160:])
-    return [f"the client saw '{view.seen}' (status {view.status}, {view.error or told!r})"]
+    told = view.error or repr(bytes(view.body[-160:]))
+    logged = [f"{event['outcome']} {event['status']}" for event in evidence.events]
+    return [
+        f"the client saw '{view.seen}' (status {view.status}, {told}); the log has {logged}, "
+        f"the lines {[each.instance for each in evidence.sent]}"
+    ]
 
 
 def _of_log(evidence: Evidence) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import uvloop
 
 from tests.faults.rows import ROWS
@@ -26,3 +28,8 @@ def find_row(key: str) -> Row:
 def play_key(key: str, short: bool) -> Verdict:
     """Play one row, in a loop of its own."""
     return uvloop.run(play(find_row(key), short=short))
+
+
+def silence() -> None:
+    """Say nothing of connections that end under a simulated instance of this process: they are meant to."""
+    logging.getLogger("aiohttp.server").disabled = True
