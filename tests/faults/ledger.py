@@ -132,8 +132,6 @@ def _of_lines(evidence: Evidence) -> list[str]:
     if view.left:
         late = [each for each in sent if each.at > view.ended_at + _NOTICE_SECONDS]
         wrong += [f"sent to {each.instance} after its client had left" for each in late]
-    if sum(each.whole for each in sent) > 1:
-        wrong.append("answered whole by an instance twice")
     attempts = evidence.events[0].get("attempts", 0) if evidence.events else len(sent)
     # A kept connection that was closed meanwhile costs one silent try on a new one.
     if len(sent) > 2 * attempts:

@@ -57,11 +57,6 @@ class Sent:
     def over(self) -> bool:
         return self.complete_at is not None or self.closed_at is not None
 
-    @property
-    def whole(self) -> bool:
-        """Whether a successful answer went back to its end."""
-        return self.complete_at is not None and 200 <= self.status < 300
-
 
 class Conduct:
     """How a passthrough behaves; this one lets everything pass."""
