@@ -7,8 +7,10 @@ The binary is named by OLLAMA_BINARY, the folder of the models' GGUF files by OL
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,6 +38,15 @@ needs_ollama = [
     ),
     pytest.mark.skipif(not GGUF.is_dir(), reason="OLLAMA_TEST_GGUF names no folder"),
 ]
+
+_GATED = """#!/bin/sh
+case " $* " in *" --model "*)
+  echo $$ >> '{folder}/loads'
+  until [ -e '{folder}/open' ]; do sleep 0.02; done
+esac
+exec '{real}' "$@"
+"""
+"""A runner is started without a model too, when the server looks for devices; those may pass."""
 
 _CALLS = (
     '{{ if .ToolCalls }}{{ range .ToolCalls }}{"name": "{{ .Function.Name }}", '
@@ -73,13 +84,72 @@ class RealOllama:
         """The models that are loaded there."""
         return {str(each.model) for each in self._call("ps").models}
 
+    def runners(self) -> list[int]:
+        """The process ids of its runners, loaded or loading."""
+        parents = {each: _parent(each) for each in Path("/proc").iterdir() if each.name.isdigit()}
+        children = (each for each, parent in parents.items() if parent == self.child.pid)
+        return [int(each.name) for each in children if b"--model" in _read(each / "cmdline")]
+
+    def kill_runners(self) -> None:
+        """End its runners as a crash would."""
+        for runner in self.runners():
+            os.kill(runner, signal.SIGKILL)
+
+    def kill(self) -> None:
+        """End the server as a crash would; its runners stay behind."""
+        self.child.end(signal.SIGKILL)
+
+    def busy_ticks(self) -> int:
+        """The processor time that its runners have used."""
+        stats = (_read(Path("/proc") / str(each) / "stat") for each in self.runners())
+        return sum(sum(map(int, each.rpartition(b")")[2].split()[11:13])) for each in stats)
+
     def _call(self, method: str) -> Any:
         with ollama.Client(host=self.url) as client:
             return getattr(client, method)()
 
 
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """An Ollama of its own at `binary`, whose runners load nothing before the gate is open."""
+
+    folder: Path
+
+    @property
+    def binary(self) -> str:
+        return str(self.folder / "bin" / "ollama")
+
+    def loads(self) -> int:
+        """How many loads were begun."""
+        begun = self.folder / "loads"
+        return len(begun.read_text().splitlines()) if begun.exists() else 0
+
+    def open(self) -> None:
+        """Let every load go on, now and from now on."""
+        (self.folder / "open").touch()
+
+
+def gate(folder: Path) -> Gate:
+    """A gated Ollama in a folder that is not there yet: a copy of the binary, since a link is resolved
+    to where it leads, and a shell script in place of the runner."""
+    real = Path(BINARY).resolve()
+    libraries = real.parent.parent / "lib" / "ollama"
+    for each in ("bin", "lib/ollama"):
+        (folder / each).mkdir(parents=True)
+    shutil.copy(real, folder / "bin" / "ollama")
+    for each in libraries.iterdir():
+        if each.name != "llama-server":
+            (folder / "lib" / "ollama" / each.name).symlink_to(each)
+    runner = folder / "lib" / "ollama" / "llama-server"
+    runner.write_text(_GATED.format(folder=folder, real=libraries / "llama-server"))
+    runner.chmod(0o755)
+    return Gate(folder)
+
+
 @contextlib.contextmanager
-def serving(name: str, models: Path, folder: Path, **environment: str) -> Iterator[RealOllama]:
+def serving(
+    name: str, models: Path, folder: Path, *, binary: str = BINARY, **environment: str
+) -> Iterator[RealOllama]:
     """`ollama serve` for the length of a `with` block, once it answers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -94,7 +164,7 @@ def serving(name: str, models: Path, folder: Path, **environment: str) -> Iterat
         "HOME": str(folder / name),
     }
     (folder / name).mkdir(parents=True, exist_ok=True)
-    with child(name, (BINARY, "serve"), folder, **{**settings, **environment}) as process:
+    with child(name, (binary, "serve"), folder, **{**settings, **environment}) as process:
         wait_for(lambda: _answers(url), about=f"{name} on {url}")
         yield RealOllama(process, url, models)
 
@@ -116,20 +186,58 @@ class Behind:
 
     def runners(self) -> list[dict[str, Any]]:
         """The runners that the balancer knows of."""
-        told = httpx.get(f"{self.balancer.admin}/admin/v1/instances", trust_env=False).json()
-        return [runner for each in told["instances"] for runner in each["runners"]]
+        return [runner for each in self._told("instances") for runner in each["runners"]]
+
+    def running(self) -> list[int]:
+        """How many leases are out at each server."""
+        by_url = {each["url"]: each["running"] for each in self._told("instances")}
+        return [by_url[each.url] for each in self.servers]
+
+    def live(self) -> int:
+        """How many requests are under way."""
+        return len(self._told("requests", "live"))
+
+    def recent(self) -> list[dict[str, Any]]:
+        """The requests that ended, the newest first."""
+        return self._told("requests", "recent")
+
+    def outcome(self, request: str) -> str:
+        """How the request of an id ended, empty while it runs."""
+        return next((each["outcome"] for each in self.recent() if each["id"] == request), "")
+
+    def server(self, headers: Mapping[str, str]) -> RealOllama:
+        """The server that gave an answer, by the answer's headers."""
+        named = headers["X-Balancer-Instance"]
+        return next(each for each in self.servers if each.url.endswith(f"//{named}"))
+
+    def _told(self, path: str, key: str = "") -> list[dict[str, Any]]:
+        # Without TLS: to read the certificates would take longer than the answer.
+        answer = httpx.get(f"{self.balancer.admin}/admin/v1/{path}", trust_env=False, verify=False)
+        return answer.json()[key or path]
 
 
 @contextlib.contextmanager
-def behind(stores: Sequence[Path], folder: Path, **environment: str) -> Iterator[Behind]:
+def in_front_of(
+    servers: Sequence[RealOllama], folder: Path, *, slots: int | None = None, **environment: str
+) -> Iterator[Behind]:
+    """A balancer for servers that run; `slots` None lets it learn them."""
+    attached = [{"url": each.url, "slots": slots} for each in servers]
+    settings = {"BALANCER_INSTANCES": json.dumps(attached), **environment}
+    with balancer_process(folder, "serve", **settings) as balancer:
+        yield Behind(tuple(servers), balancer)
+
+
+@contextlib.contextmanager
+def behind(
+    stores: Sequence[Path], folder: Path, *, slots: int | None = None, **environment: str
+) -> Iterator[Behind]:
     """A server for each of these stores, and a balancer."""
     with contextlib.ExitStack() as stack:
         servers = tuple(
             stack.enter_context(serving(name, models, folder, **environment))
             for name, models in zip(NAMES, stores, strict=False)
         )
-        urls = (each.url for each in servers)
-        yield Behind(servers, stack.enter_context(balancer_process(folder, "serve", *urls)))
+        yield stack.enter_context(in_front_of(servers, folder, slots=slots))
 
 
 def fill(url: str, *names: str) -> None:
@@ -182,3 +290,16 @@ def _answers(url: str) -> bool:
         return httpx.get(f"{url}/api/version", trust_env=False, timeout=1).status_code == 200
     except httpx.TransportError:
         return False
+
+
+def _read(file: Path) -> bytes:
+    """What a file of /proc says, nothing where its process has ended."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return file.read_bytes()
+    return b""
+
+
+def _parent(process: Path) -> int:
+    """The parent of a process, 0 where it has ended."""
+    fields = _read(process / "stat").rpartition(b")")[2].split()
+    return int(fields[1]) if fields else 0
