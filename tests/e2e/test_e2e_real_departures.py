@@ -153,12 +153,13 @@ async def test_reader_that_stops_and_stays_is_cut_off_and_takes_no_slot_along(al
 
 async def test_model_in_constant_use_makes_room_for_another(store: Path, tmp_path: Path) -> None:
     """Ollama itself loads nothing else while requests for a loaded model overlap. These decode in step,
-    so their lengths have no common measure: they would end together else, and make room by themselves."""
+    so their lengths have no common measure: they would end together else, and make room by themselves.
+    A third always waits, so that whoever ends is followed at once."""
     asked: list[httpx.Response] = []
     with behind([store], tmp_path, OLLAMA_MAX_LOADED_MODELS="1", OLLAMA_NUM_PARALLEL="2") as started:
         (server,) = started.servers
         async with http(started.url) as client, asyncio.TaskGroup() as group:
-            ask_on = [group.create_task(keep_asking(client, tokens, asked)) for tokens in (53, 89)]
+            ask_on = [group.create_task(keep_asking(client, tokens, asked)) for tokens in (83, 101, 127)]
             await until(lambda: started.running() == [2] and len(asked) > 2)
             limit = {"X-Balancer-Timeout": str(PATIENCE_SECONDS)}
             other = await client.post(
