@@ -168,7 +168,7 @@ class Report:
             "incarnation": instance.incarnation,
             "running": instance.running,
             "cooling": instance.cooling,
-            "loading": str(instance.loading) if instance.loading else None,
+            "loading": [str(instance.loading)] if instance.loading else [],
             "max_concurrent_requests": instance.spec.max_concurrent_requests,
             "store": instance.store,
             "models": sorted(inventory.models) if inventory else [],

@@ -28,7 +28,11 @@ from balancer.telemetry.logs import Logger
 from balancer.telemetry.metrics import Metrics
 from balancer.upstream.client import UpstreamClient, UpstreamRequest
 
-_JSON: Headers = (("Content-Type", "application/json"), ("Accept", "application/json"))
+_HEADERS: Headers = (
+    ("User-Agent", "ollama-balancer"),
+    ("Content-Type", "application/json"),
+    ("Accept", "application/json"),
+)
 _ANSWER_BYTES = 65536
 _ANSWER_SECONDS = 5.0
 _SILENCE_SECONDS = 2.0
@@ -131,7 +135,7 @@ class Loader:
         return Outcome(verdict=Verdict.SUCCESS, kind="rejected")
 
     async def _ask(self, instance: Instance, path: str, body: bytes) -> tuple[int, bytes]:
-        request = UpstreamRequest(method="POST", target=path, headers=_JSON, body=body)
+        request = UpstreamRequest(method="POST", target=path, headers=_HEADERS, body=body)
         exchange = await self._client.exchange(instance.spec.url, request)
         try:
             answer = await exchange.whole(limit_bytes=_ANSWER_BYTES, within_seconds=_ANSWER_SECONDS)

@@ -214,7 +214,7 @@ class Settings(Group):
     )
     circuit_breaker: CircuitBreakerSettings = Field(
         default_factory=CircuitBreakerSettings,
-        description="When a failing instance is left alone for a while.",
+        description="When an instance that fails requests is left alone for a while.",
     )
     limits: LimitsSettings = Field(
         default_factory=LimitsSettings, description="What a client may send, and how long things may take."

@@ -110,6 +110,7 @@ async def test_requests_at_an_instance_that_hangs_move_to_the_third(refusing: st
     ):
         hung.faults.add({"kind": "hang"})
         answered = await chats(client, 8)
+        await until(lambda: len(stack.balancer.fleet.usable()) == 1)
         later = await chats(client, 4)
 
         assert {(200, "three")} == {_told(each)[:2] for each in answered}

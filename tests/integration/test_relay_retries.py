@@ -165,7 +165,7 @@ async def test_error_status_that_every_instance_gives_is_the_answer() -> None:
         balancing(one, two) as running,
     ):
         for each in (one, two):
-            each.play(ReadBody(), Send(whole(b'{"error":"broken"}', status=500)))
+            each.play(Send(whole(b'{"error":"broken"}', status=500)))
 
         answer = await running.ask("/api/generate", GENERATE)
 
