@@ -93,6 +93,12 @@ class Breaker:
         self._last_fault_at = now
         self._open_until = now + policy.reset_seconds
 
+    def rest(self, error: str, until: float) -> None:
+        """Be open until then at least, though nothing is counted."""
+        if self._open_until is None or self._open_until < until:
+            self.last_error = error
+            self._open_until = until
+
     def begin_anew(self, now: float) -> None:
         """What it guards has started anew: an open one lets requests try, a closed one forgets."""
         self._faults = 0
@@ -149,9 +155,9 @@ class Breakers:
         elif outcome.verdict is Verdict.SUCCESS and pair.state(now) is BreakerState.CLOSED:
             del self._models[model]
 
-    def open(self, model: ModelName, error: str, now: float) -> None:
-        """The model cannot be served there: leave the pair alone for `reset_seconds`."""
-        self._pair(model).open(error, now, self.policy)
+    def rest(self, model: ModelName, error: str, *, until: float) -> None:
+        """The model cannot be had there right now: leave the pair alone until then at least."""
+        self._pair(model).rest(error, until)
 
     def begin_anew(self, now: float) -> None:
         """The instance has started anew."""

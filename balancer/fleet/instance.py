@@ -36,7 +36,7 @@ _BATCH_TOKENS = 512
 _COOLING_UNKNOWN_SECONDS = 0.25
 _COOLING_LONGEST_SECONDS = 5.0
 _PAUSE_SECONDS = 1.0
-"""No other load is tried for so long after one failed."""
+"""At least so long after a load failed no other load of the model is tried there."""
 _PREFILL_SMOOTHING = 0.3
 _PREFILL_TOKENS = 128
 """Shorter prompts say more of what surrounds an evaluation than of its rate."""
@@ -153,7 +153,7 @@ class Instance:
         return self.residency.warm(variant, self.inventory)
 
     def pause(self, until: float) -> None:
-        """Lend no slots until then: it has said that its queue is full, or failed a load."""
+        """Lend no slots until then: it has said that its own queue is full."""
         self._paused_until = until
 
     def load_began(self, variant: Variant) -> None:
@@ -171,8 +171,8 @@ class Instance:
             self.residency.loaded(variant, now)
             self.breakers.forget(variant.model)
         else:
-            self.pause(now + _PAUSE_SECONDS)
             self.breakers.settle_model(variant.model, outcome, leased_at=began_at, trial=False, now=now)
+            self.breakers.rest(variant.model, outcome.error, until=now + _PAUSE_SECONDS)
 
     def gate(self, variant: Variant, until: float) -> None:
         """Lend no slots but to this variant until then at the latest."""

@@ -67,9 +67,9 @@ def no_trial_out(ticket: Ticket, instance: InstanceView, now: float) -> Hold | N
 
 
 def not_paused(ticket: Ticket, instance: InstanceView, now: float) -> Hold | None:
-    """Held for a moment where the instance has said that its queue is full, or failed a load."""
+    """Held for a moment where the instance has said that its own queue is full."""
     until = instance.paused_until(now) if ticket.needs_slot else None
-    return None if until is None else Hold("paused: full, or a load failed", until)
+    return None if until is None else Hold("said that it is full", until)
 
 
 def not_gated(ticket: Ticket, instance: InstanceView, now: float) -> Hold | None:
