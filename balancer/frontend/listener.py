@@ -16,7 +16,7 @@ from balancer.settings import Address, LimitsSettings
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _ABSOLUTE = re.compile(r"\Ahttps?://[^/?#]*", re.IGNORECASE)
-_BACKLOG = 1024
+_BACKLOG = 4096
 _STALL_SECONDS = 600.0
 _CUT_SECONDS = 0.1
 

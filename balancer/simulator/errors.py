@@ -13,8 +13,9 @@ from __future__ import annotations
 # Source: Ollama v0.33 server/sched.go; the two spaces are Ollama's.
 QUEUE_FULL = "server busy, please try again.  maximum pending requests exceeded"
 # Source: observed on Ollama 0.33 when llama-server is killed.
-RUNNER_GONE = "llama-server process no longer running: unknown"
+RUNNER_GONE = "llama-server process no longer running: unknown "
 RUNNER_DIED = "an error was encountered while running the model: unexpected EOF"
+EMBEDDING_DIED = 'do embedding request: Post "http://127.0.0.1:40000/v1/embeddings": EOF'
 # Source: Ollama v0.33 llm/llama_server.go, with a CUDA line as llama-server prints it.
 LOAD_OUT_OF_MEMORY = "llama-server reported out-of-memory during startup: cudaMalloc failed: out of memory"
 RUN_OUT_OF_MEMORY = "an error was encountered while running the model: CUDA error: out of memory"

@@ -98,6 +98,20 @@ async def test_connection_closed_before_headers_gives_no_byte() -> None:
     assert "version" in version
 
 
+@pytest.mark.parametrize(
+    ("path", "status"), [("/api/embed", 400), ("/v1/embeddings", 400), ("/api/embeddings", 500)]
+)
+async def test_runner_that_dies_under_an_embedding_is_told_of(path: str, status: int) -> None:
+    asked = {"model": EMBEDDER, "prompt" if path == "/api/embeddings" else "input": "a text"}
+    async with simulated() as client:
+        await client.fault(kind="runner_dies", count=1)
+        answers = [await client.session.post(path, json=asked) for _ in range(2)]
+        told = await answers[0].text()
+
+    assert [each.status for each in answers] == [status, 200]
+    assert "do embedding request: " in told
+
+
 async def test_garbage_is_no_http() -> None:
     async with simulated() as client:
         await client.fault(kind="garbage")

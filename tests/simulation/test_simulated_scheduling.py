@@ -322,7 +322,7 @@ async def test_crashed_runner_stays_listed_and_the_next_request_reloads() -> Non
             listed = await client.resident()
         answer = await client.ask(options=BRIEF)
 
-    assert refused["error"] == "llama-server process no longer running: unknown"
+    assert refused["error"] == "llama-server process no longer running: unknown "
     assert listed == [CHAT]
     assert answer["done"] is True
 

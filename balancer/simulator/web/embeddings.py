@@ -18,7 +18,8 @@ from aiohttp import web
 from balancer.simulator import text, vectors
 from balancer.simulator.dialects.openai import error_body
 from balancer.simulator.dialects.wire import JSON_TYPE, encode
-from balancer.simulator.errors import INPUT_TOO_LONG, NO_EMBEDDINGS, Refusal, RunnerDied
+from balancer.simulator.errors import EMBEDDING_DIED, INPUT_TOO_LONG, NO_EMBEDDINGS, Refusal, RunnerDied
+from balancer.simulator.faults import FaultKind
 from balancer.simulator.inference import CLOUD_DISABLED
 from balancer.simulator.models import Model
 from balancer.simulator.names import is_cloud, parse_name
@@ -193,11 +194,15 @@ class EmbeddingRoutes:
         if not runner.model.weights.is_embedding:
             raise Refusal(501, NO_EMBEDDINGS)
         limit = runner.options.num_ctx - _MARKER_TOKENS
+        fault = self._parts.faults.take(FaultKind.RUNNER_DIES, model=wanted.model)
         async with asyncio.TaskGroup() as group:
             # Tasks start in order, so the whole call stands in line before any later call.
             tasks = [
                 group.create_task(_embed_one(runner, one, limit, wanted.truncate)) for one in wanted.inputs
             ]
+            if fault is not None:
+                asyncio.get_running_loop().call_soon(runner.crash)
+                self._parts.seen.runner_crashes += 1
         results = [task.result() for task in tasks]
         for result in results:
             if isinstance(result, Refusal):
@@ -224,9 +229,9 @@ async def _embed_one(
             await lease.prefill(tokens)
             return "".join(kept), len(tokens), lease.prompt_eval_seconds
     except Refusal as error:
-        return Refusal(400, error.message)
-    except RunnerDied as error:
-        return Refusal(400, error.message)
+        return Refusal(400, error.message.rstrip())
+    except RunnerDied:
+        return Refusal(400, EMBEDDING_DIED)
 
 
 def _vectors(wanted: EmbedRequest, model: Model, done: Embedded) -> list[list[float]]:
