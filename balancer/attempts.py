@@ -225,6 +225,11 @@ class Attempts:
         if outcome.verdict is Verdict.FAILURE:
             self._ledger.failed(record, outcome.kind)
         self._return(lease, record, outcome)
+        instance, operation, variant = self._fleet.find(lease), record.operation, lease.ticket.variant
+        if instance is None or operation is None or variant is None or operation.keeps_model:
+            return
+        if not instance.running_of(variant.model):
+            self._fleet.unloaded(instance, variant.model)
 
     def _return(self, lease: Lease, record: RequestRecord, outcome: Outcome) -> None:
         self._ledger.returned(record, lease.instance)

@@ -270,7 +270,7 @@ class Pipeline:
             client=record.client,
             priority=asked.priority,
             variant=operation.variant,
-            needs_slot=operation.needs_slot and not operation.unload,
+            needs_slot=operation.needs_slot,
             queued_at=now,
             deadline=now + asked.queue_seconds,
             session=asked.session,

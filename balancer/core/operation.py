@@ -42,7 +42,8 @@ class Operation:
 
     `model` is the caller's own spelling, None where the path names no model; `variant` is its
     canonical form with the runner options. `upstream_path` comes from our route table, never
-    from the request line.
+    from the request line. `unload`: it asks for nothing but that; `keeps_model`: whether the model
+    stays in memory once it is done.
     """
 
     kind: Kind
@@ -52,6 +53,7 @@ class Operation:
     variant: Variant | None = None
     stream: bool = False
     unload: bool = False
+    keeps_model: bool = True
     needs_slot: bool = False
 
     @property

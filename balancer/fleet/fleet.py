@@ -146,6 +146,10 @@ class Fleet:
         instance.load_ended(load.variant, outcome, began_at=load.began_at, now=now, current=current)
         self._tell(self._on_change, instance)
 
+    def unloaded(self, instance: Instance, model: ModelName) -> None:
+        """A model was unloaded there by a request: the next one for it needs a load."""
+        instance.forget_runner(model)
+
     def gate(self, instance: Instance, variant: Variant, *, for_seconds: float) -> None:
         """Lend no slots there but to this variant, so that it can be loaded; ends by itself."""
         instance.gate(variant, self._clock.monotonic() + for_seconds)

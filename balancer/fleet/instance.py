@@ -197,6 +197,13 @@ class Instance:
         batch = asked if isinstance(asked, int) and asked > 0 else _BATCH_TOKENS
         return min(batch / rate, _COOLING_LONGEST_SECONDS)
 
+    def forget_runner(self, model: ModelName) -> None:
+        """A model was unloaded; a list that was read before is not believed in this."""
+        self.residency.unloaded(model)
+        if self.inventory is not None and model in self.inventory.runners:
+            left = {name: runner for name, runner in self.inventory.runners.items() if name != model}
+            self.inventory = replace(self.inventory, runners=left)
+
     def forget_runners(self) -> None:
         """Its runners are gone with it; its models are still on its disk."""
         self.residency.forget()

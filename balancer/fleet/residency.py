@@ -100,6 +100,10 @@ class Residency:
             elif loaded.generation is None:
                 self._loaded[model] = replace(loaded, generation=runner.generation)
 
+    def unloaded(self, model: ModelName) -> None:
+        """It is in memory no more."""
+        self._loaded.pop(model, None)
+
     def forget(self) -> None:
         """The instance has ended, and its runners with it."""
         self._loaded.clear()

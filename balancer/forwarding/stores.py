@@ -129,6 +129,8 @@ class Stores:
         await self._refresh(0.0, _REFRESH_SECONDS)
         resident = [each for each in self._fleet.usable() if each.resident(model)]
         await asyncio.gather(*(self._quietly(each, request) for each in resident))
+        for instance in resident:
+            self._fleet.unloaded(instance, model)
         self._changed()
 
     async def _quietly(self, instance: Instance, request: UpstreamRequest) -> None:

@@ -84,6 +84,7 @@ def parse_request(match: Match, body: bytes, *, content_type: str, content_encod
             shift=_boolean(decoded.shift, None),
             stream=match.route.kind in _STREAMING and _boolean(decoded.stream, match.route.default_stream),
             unload=_unloads(match.route, decoded),
+            keeps_model=bytes(decoded.keep_alive) not in _ZERO,
         ),
         rewritten,
     )
@@ -97,6 +98,7 @@ def _operation(
     shift: bool | None = None,
     stream: bool = False,
     unload: bool = False,
+    keeps_model: bool = True,
 ) -> Operation:
     variant = None if model is None else Variant.of(canonical_name(model), options or {}, shift=shift)
     return Operation(
@@ -107,6 +109,7 @@ def _operation(
         variant=variant,
         stream=stream,
         unload=unload,
+        keeps_model=keeps_model,
         needs_slot=match.route.treatment.value == "leased" and not unload,
     )
 
