@@ -56,6 +56,7 @@ class Exchange:
         self._cancel = cancel
         self._read = read
         self.reading = True
+        self._time = asyncio.get_running_loop().time
         self._taken_at = 0.0
         self._received_at = 0.0
         self._silence: asyncio.TimerHandle | None = None
@@ -144,7 +145,7 @@ class Exchange:
             await self._more()
         chunk = self._chunks.popleft()
         self._held_bytes -= len(chunk)
-        self._taken_at = asyncio.get_running_loop().time()
+        self._taken_at = self._time()
         if not self.reading and self._held_bytes <= self._buffer_bytes // 2:
             self._go_on_reading()
         return chunk
@@ -201,13 +202,13 @@ class Exchange:
     def receive_head(self, head: ResponseHead) -> None:
         """From the connection: the head is in."""
         self._head = head
-        self._taken_at = self._received_at = asyncio.get_running_loop().time()
+        self._taken_at = self._received_at = self._time()
         self._tell_answered()
         self._wake()
 
     def receive(self, data: bytes) -> None:
         """From the connection: a part of the body, or of the HTTP chunk begun."""
-        self._received_at = asyncio.get_running_loop().time()
+        self._received_at = self._time()
         self._partial.append(data)
         self._partial_bytes += len(data)
         if self._head is None or not self._head.chunked or self._partial_bytes >= _HTTP_CHUNK_HELD_BYTES:
@@ -254,7 +255,7 @@ class Exchange:
                 self.reading = False
                 self._read(False)
             return
-        idle_seconds = asyncio.get_running_loop().time() - self._taken_at
+        idle_seconds = self._time() - self._taken_at
         if idle_seconds < _IDLE_SECONDS and self._held_bytes <= _BURST * self._buffer_bytes:
             return
         self._chunks.clear()
