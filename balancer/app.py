@@ -45,6 +45,7 @@ from balancer.upstream.control_client import ControlClient
 
 _UPSTREAM_IDLE_SECONDS = 60.0
 _TELL_SECONDS = 1.0
+_RETRY_SPREAD = 1.5
 _FIRST_PROBES_SECONDS = 1.0
 
 
@@ -106,7 +107,8 @@ class Balancer:
             clock=self.clock,
             log=log,
         )
-        self.scheduler = Scheduler(self.fleet, strategy=settings.strategy.value, random=random or Random())
+        chance = random or Random()
+        self.scheduler = Scheduler(self.fleet, strategy=settings.strategy.value, random=chance)
         self.dispatcher = Dispatcher(
             fleet=self.fleet,
             queue=self.queue,
@@ -114,6 +116,7 @@ class Balancer:
             clock=self.clock,
             load=self.loader.begin,
             on_decision=self.ledger.decided,
+            spread=lambda: chance.uniform(1.0, _RETRY_SPREAD),
         )
         self.fleet.listen(on_down=self._went_down)
         self.reloader = Reloader(

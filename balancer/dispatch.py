@@ -23,14 +23,15 @@ from balancer.fleet.instance import Instance
 from balancer.scheduling.scheduler import Scheduler
 
 _SERVICE_SMOOTHING = 0.2
-"""Weight of the newest lease in the running mean of service times."""
+"""Weight of the newest lease in the running means of service times and of how many run at once."""
 
 
 class Dispatcher:
     """Lends slots. Everything here runs on the event loop's thread.
 
     `load` begins a load of a variant at an instance where nothing is being loaded; it must not block,
-    and the fleet tells of the load's end. Requests wait for it in the queue.
+    and the fleet tells of the load's end. Requests wait for it in the queue. `spread` is a factor of
+    at least 1 for the next `Retry-After`, so that those turned away together do not come back together.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Dispatcher:
         clock: Clock,
         load: Callable[[Instance, Variant], None],
         on_decision: Callable[[Decision], None] = lambda _decision: None,
+        spread: Callable[[], float] = lambda: 1.0,
     ) -> None:
         self._fleet = fleet
         self._queue = queue
@@ -49,12 +51,14 @@ class Dispatcher:
         self._clock = clock
         self._load = load
         self._on_decision = on_decision
+        self._spread = spread
         self._waiters: dict[TicketId, asyncio.Future[Lease]] = {}
         self._leases: dict[int, tuple[Lease, Instance]] = {}
         self._loads_at: dict[TicketId, InstanceId] = {}
         self._cooling: list[tuple[float, int, Instance, ModelName]] = []
         self._lease_ids = count(1)
         self._service_seconds: float | None = None
+        self._parallel = 1.0
         self._timer: asyncio.TimerHandle | None = None
         self._stopping = False
         self._scheduler_wake_at: float | None = None
@@ -123,7 +127,7 @@ class Dispatcher:
                 until = now + instance.cooling_seconds(variant)
                 heapq.heappush(self._cooling, (until, lease.id, instance, variant.model))
             if outcome.verdict is Verdict.SUCCESS:
-                self._learn_service_time(now - lease.leased_at)
+                self._learn(now - lease.leased_at, len(self._leases) + 1)
         self.wake()
 
     def stop(self) -> None:
@@ -136,11 +140,11 @@ class Dispatcher:
                 waiter.set_exception(_stopping())
 
     def retry_after_seconds(self) -> float:
-        """How long until a place in the queue is likely to be free, from measured service times;
-        1 second before anything was measured."""
+        """How long until what waits now is likely to have been served, from measured service times and
+        how many run at once; 1 second before anything was measured."""
         service = self._service_seconds if self._service_seconds is not None else 1.0
-        parallel = max(1, len(self._leases))
-        return max(1.0, service * (len(self._queue) + 1) / parallel)
+        parallel = max(self._parallel, len(self._leases))
+        return max(1.0, service * (len(self._queue) + 1) / parallel) * self._spread()
 
     def wake(self) -> None:
         """Lend every slot that can be lent now, in the order of arrival; no await in here, so what
@@ -248,9 +252,10 @@ class Dispatcher:
         if self._queue.remove(ticket):
             self._arm(self._clock.monotonic())
 
-    def _learn_service_time(self, seconds: float) -> None:
+    def _learn(self, seconds: float, parallel: int) -> None:
         known = self._service_seconds
         self._service_seconds = seconds if known is None else known + _SERVICE_SMOOTHING * (seconds - known)
+        self._parallel += _SERVICE_SMOOTHING * (parallel - self._parallel)
 
     def _note_wake(self, at: float | None) -> None:
         if at is not None and (self._scheduler_wake_at is None or at < self._scheduler_wake_at):
