@@ -14,21 +14,22 @@ from balancer.accounting.ledger import Ledger
 from balancer.accounting.record import RequestRecord
 from balancer.admission.retry_budget import RetryBudget
 from balancer.clock import Clock
-from balancer.core.ticket import InstanceId, Lease, Outcome, Ticket, Verdict
+from balancer.core.names import is_cloud_name
+from balancer.core.ticket import Blame, InstanceId, Lease, Outcome, Ticket, Verdict
 from balancer.dispatch import Dispatcher
 from balancer.errors import (
     BalancerError,
     ConnectFailed,
+    FleetError,
     InstanceError,
     InstanceStalled,
-    NoInstance,
     Stopping,
     Unfinished,
     UnknownModel,
 )
 from balancer.fleet.fleet import Fleet
 from balancer.protocol.endings import Ending, judge
-from balancer.protocol.failures import BUSY, MODEL_MISSING, Failure, Retry, classify, error_message
+from balancer.protocol.failures import BUSY, CRASH, MODEL_MISSING, Failure, Retry, classify, error_message
 from balancer.upstream.client import UpstreamClient, UpstreamRequest
 from balancer.upstream.exchange import Exchange
 
@@ -114,7 +115,7 @@ class Attempts:
         while True:
             try:
                 lease = await self._lease(ticket, record)
-            except NoInstance as error:
+            except (FleetError, UnknownModel) as error:
                 if refused is not None:
                     return refused
                 raise (failure or error) from error
@@ -126,14 +127,15 @@ class Attempts:
                 told = await self._judge(exchange, lease, record)
                 if told is None:
                     return exchange
-                refused, reason, retry = exchange, told.kind, told.retry
+                refused, reason, retry, broke_down = exchange, told.kind, told.retry, told is CRASH
             except InstanceError as error:
                 failure, reason, retry = error, error.kind, _retry(error)
-            if not self._may_retry(retry):
+                broke_down = not isinstance(error, Unfinished)
+            ticket = ticket.excluding(lease.instance)
+            if not self._may_retry(ticket, retry, lease if broke_down else None):
                 if failure is None:
                     return exchange
                 raise failure
-            ticket = ticket.excluding(lease.instance)
 
     async def _exchange(self, lease: Lease, record: RequestRecord, upstream: UpstreamRequest) -> Exchange:
         """As the client's, with a probe of an instance that stays silent: should it turn out to be
@@ -166,7 +168,9 @@ class Attempts:
             self._return(lease, record, Outcome(verdict=Verdict.NEUTRAL, kind="cancelled"))
             raise
         message = error_message(body)
-        told = classify(exchange.status, message, has_model=lease.ticket.variant is not None)
+        variant = lease.ticket.variant
+        local = variant is not None and not is_cloud_name(variant.model)
+        told = classify(exchange.status, message, has_model=local)
         outcome = told.outcome(message) if told else Outcome(verdict=Verdict.NEUTRAL, kind="rejected")
         instance = self._fleet.find(lease)
         if told is BUSY and instance is not None:
@@ -177,12 +181,30 @@ class Attempts:
         exchange.when_ended(lambda _error: self._ended(lease, record, outcome))
         return told if body is not None else None
 
-    def _may_retry(self, retry: Retry) -> bool:
-        """Whether another try is worth it and allowed."""
-        if retry is Retry.COUNTED and not self._budget.take(self._clock.monotonic()):
-            self._ledger.retry_refused()
+    def _may_retry(self, ticket: Ticket, retry: Retry, broken: Lease | None) -> bool:
+        """Whether another try is worth it and allowed; `broken` is the lease under which an instance
+        broke down."""
+        if retry is Retry.NO or not self._another(ticket):
             return False
-        return retry is not Retry.NO
+        if retry is Retry.FREE:
+            return True
+        now = self._clock.monotonic()
+        if broken is None:
+            allowed = self._budget.take(now)
+        else:
+            allowed = self._budget.take(now, broken=broken.instance, leased_at=broken.leased_at)
+        if not allowed:
+            self._ledger.retry_refused()
+        return allowed
+
+    def _another(self, ticket: Ticket) -> bool:
+        """Whether there is an instance that could be tried."""
+        return any(
+            each.usable
+            and each.id not in ticket.excluded
+            and (ticket.variant is None or each.holds(ticket.variant.model))
+            for each in self._fleet.instances()
+        )
 
     async def _lease(self, ticket: Ticket, record: RequestRecord) -> Lease:
         started = self._clock.monotonic()
@@ -218,7 +240,7 @@ class Attempts:
         instance = self._fleet.find(lease)
         if isinstance(error, ConnectFailed) and error.refused and instance is not None:
             self._fleet.failed(instance, str(error), refused=True, incarnation=lease.incarnation)
-        self._return(lease, record, Outcome(verdict=Verdict.FAILURE, kind=error.kind, error=str(error)))
+        self._return(lease, record, _broken(error.kind, str(error)))
 
     def _ended(self, lease: Lease, record: RequestRecord, outcome: Outcome) -> None:
         """The instance has no more part in the exchange; a failure after the first byte counts too."""
@@ -241,6 +263,11 @@ def _retry(error: InstanceError) -> Retry:
     return Retry.FREE if isinstance(error, ConnectFailed) else Retry.COUNTED
 
 
+def _broken(kind: str, error: str) -> Outcome:
+    """A failure of the instance itself, whatever was asked of it."""
+    return Outcome(verdict=Verdict.FAILURE, kind=kind, error=error, blames=Blame.INSTANCE)
+
+
 def _outcome(exchange: Exchange, record: RequestRecord, error: BalancerError | None) -> Outcome:
     """What the end of a good answer says of its instance; a client's leaving says nothing."""
     operation = record.operation
@@ -248,11 +275,11 @@ def _outcome(exchange: Exchange, record: RequestRecord, error: BalancerError | N
         return Outcome(verdict=Verdict.NEUTRAL, kind="cancelled")
     if isinstance(error, InstanceError):
         kind = error.kind if isinstance(error, InstanceStalled) else "truncated"
-        return Outcome(verdict=Verdict.FAILURE, kind=kind, error=str(error))
+        return _broken(kind, str(error))
     if error is not None:
         return Outcome(verdict=Verdict.NEUTRAL, kind="cancelled")
     if exchange.is_page:
-        return Outcome(verdict=Verdict.FAILURE, kind="wrong_body", error="it answered with a web page")
+        return _broken("wrong_body", "it answered with a web page")
     if not exchange.streams:
         return Outcome(verdict=Verdict.SUCCESS, kind="ok")
     match judge(operation, exchange.tail):

@@ -173,13 +173,14 @@ class Dispatcher:
         if waiter.done():
             return self._queue.remove(ticket.id)
         decision = self._scheduler.decide(ticket, now, load_at=self._loads_at.get(ticket.id))
+        while decision.standing is Standing.LOAD:
+            self._begin_load(ticket, decision)
+            # Meanwhile it may go where the variant is resident.
+            decision = self._scheduler.decide(ticket, now, load_at=decision.picked)
         if decision.standing is Standing.BUSY:
             self._note_wake(decision.next_wake_at)
             return False
         self._on_decision(decision)
-        if decision.standing is Standing.LOAD:
-            self._begin_load(ticket, decision)
-            return False
         self._queue.remove(ticket.id)
         if decision.picked is None:
             waiter.set_exception(self._dead_end(decision))
@@ -190,6 +191,7 @@ class Dispatcher:
     def _begin_load(self, ticket: Ticket, decision: Decision) -> None:
         assert decision.picked is not None
         assert ticket.variant is not None
+        self._on_decision(decision)
         self._loads_at[ticket.id] = decision.picked
         self._load(self._fleet.get(decision.picked), ticket.variant)
 
@@ -198,9 +200,9 @@ class Dispatcher:
         instance = self._fleet.get(decision.picked)
         model = ticket.variant.model if ticket.variant else None
         trial = Trial()
-        if ticket.needs_slot and model is not None:
-            instance.take_slot(model)
-            trial = instance.breakers.take(model, now)
+        if ticket.needs_slot and ticket.variant is not None:
+            instance.take_slot(ticket.variant.model)
+            trial = instance.breakers.take(ticket.variant, now)
         lease = Lease(
             id=next(self._lease_ids),
             ticket=ticket,
@@ -226,7 +228,7 @@ class Dispatcher:
         wanted = f" that has '{variant.model}'" if variant is not None else ""
         if decision.standing is Standing.HELD_BACK and variant is not None:
             wait = max(1.0, (decision.next_wake_at or 0.0) - decision.at)
-            why = (each.breakers.last_error(variant.model, decision.at) for each in self._fleet.instances())
+            why = (each.breakers.last_error(variant, decision.at) for each in self._fleet.instances())
             return NoInstance(
                 f"every instance{wanted} is left alone for a while after failures; the last one: "
                 + next(filter(None, why), "unknown"),

@@ -16,13 +16,13 @@ from collections.abc import Callable
 import msgspec
 
 from balancer.clock import Clock
-from balancer.core.ticket import InstanceId, Outcome, Verdict
+from balancer.core.ticket import Blame, InstanceId, Outcome, Verdict
 from balancer.core.variant import Variant
 from balancer.errors import BalancerError, ConnectFailed, ConnectionLost, FleetError
 from balancer.fleet.device_ledger import DeviceLedger
 from balancer.fleet.fleet import Fleet, Load
 from balancer.fleet.instance import Instance
-from balancer.protocol.failures import LOAD_FAILED, STATUS, classify, error_message
+from balancer.protocol.failures import LOAD_FAILED, REQUEST, STATUS, classify, error_message
 from balancer.protocol.headers import Headers
 from balancer.telemetry.logs import Logger
 from balancer.telemetry.metrics import Metrics
@@ -87,7 +87,8 @@ class Loader:
         """Begin a load where nothing is being loaded. The fleet tells of its end."""
         if self._group is None:
             return
-        load = self._fleet.load_began(instance, variant)
+        patience = self._patience_seconds(instance, variant)
+        load = self._fleet.load_began(instance, variant, patience_seconds=patience)
         self._metrics.model_loads.labels(instance.id, variant.model, "request").inc()
         task = self._group.create_task(self._guarded(instance, load))
         self._tasks[instance] = task
@@ -129,10 +130,8 @@ class Loader:
         told = classify(status, message, has_model=True)
         if told is STATUS:
             return LOAD_FAILED.outcome(message)
-        if told is not None:
-            return told.outcome(message)
-        # It cannot be loaded in this way, so that the requests themselves will have to tell.
-        return Outcome(verdict=Verdict.SUCCESS, kind="rejected")
+        # Where it is the request's fault, those that wait are let through to be told themselves.
+        return told.outcome(message) if told is not None else REQUEST.outcome(message)
 
     async def _ask(self, instance: Instance, path: str, body: bytes) -> tuple[int, bytes]:
         request = UpstreamRequest(method="POST", target=path, headers=_HEADERS, body=body)
@@ -151,7 +150,7 @@ class Loader:
         if isinstance(error, ConnectFailed) and error.refused:
             self._fleet.failed(instance, str(error), refused=True, incarnation=load.incarnation)
         self._look(instance.id)
-        return Outcome(verdict=Verdict.FAILURE, kind=error.kind, error=str(error))
+        return Outcome(verdict=Verdict.FAILURE, kind=error.kind, error=str(error), blames=Blame.INSTANCE)
 
     def _ended(self, instance: Instance, load: Load, outcome: Outcome) -> None:
         seconds = self._clock.monotonic() - load.began_at

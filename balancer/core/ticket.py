@@ -53,10 +53,12 @@ class Ticket:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """Which half-open breakers a lease tries: the instance's, that of the model there."""
+    """Which half-open breakers a lease tries: the instance's, that of the model there, that of the
+    variant there."""
 
     instance: bool = False
     model: bool = False
+    variant: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,17 +85,25 @@ class Verdict(StrEnum):
     NEUTRAL = "neutral"
 
 
+class Blame(StrEnum):
+    """What a failure is the fault of, as far as it tells: the instance, its runner of the model (or the
+    instance), the model that it has not, the variant that it cannot load."""
+
+    INSTANCE = "instance"
+    RUNNER = "runner"
+    MODEL = "model"
+    VARIANT = "variant"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """How a lease ended. `kind` is a bounded word for metrics and logs: ok, cancelled, rejected,
-    unfinished, or the kind of the error; `error` what the instance said.
-
-    A failure that is `model_only` says that the instance cannot serve this model, and nothing of the
-    instance itself. `in_prefill` is a cancel before the first byte: the runner goes on for a while.
+    unfinished, or the kind of the error; `error` what the instance said. `blames` matters for failures.
+    `in_prefill` is a cancel before the first byte: the runner goes on for a while.
     """
 
     verdict: Verdict
     kind: str
     error: str = ""
-    model_only: bool = False
+    blames: Blame = Blame.RUNNER
     in_prefill: bool = False

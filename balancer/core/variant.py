@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from balancer.core.names import ModelName
 
@@ -23,12 +24,12 @@ class Variant:
 
     @classmethod
     def of(cls, model: ModelName, options: Mapping[str, object], *, shift: bool | None = None) -> "Variant":
-        """The variant that a request names by its options; those that never reload are left out,
-        and so are values of types that no runner option has."""
+        """The variant that a request names by its options; those that never reload are left out, and so
+        are values that the option cannot have: the instance refuses such a request itself."""
         kept: list[tuple[str, OptionValue]] = [
             (name, value)
             for name, value in sorted(options.items())
-            if name in RUNNER_OPTIONS and isinstance(value, int | float | bool | str)
+            if name in RUNNER_OPTIONS and _fits(value, name)
         ]
         if shift is not None:
             kept.append(("shift", shift))
@@ -43,3 +44,10 @@ class Variant:
         if self.auto:
             return self.model
         return self.model + "?" + "&".join(f"{name}={value}" for name, value in self.options)
+
+
+def _fits(value: object, name: str) -> TypeGuard[int | bool]:
+    """Whether Ollama takes the value for the option. Source: Ollama v0.33 api/types.go, Options.FromMap."""
+    if name == "use_mmap":
+        return isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool)

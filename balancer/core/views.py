@@ -50,11 +50,15 @@ class InstanceView(Protocol):
     def has_free_slot(self, variant: Variant) -> bool:
         """Whether one more lease keeps within the runner's slots and the instance's cap."""
 
-    def breaker_reopens_at(self, model: ModelName, now: float) -> float | None:
+    @property
+    def unproven(self) -> bool:
+        """Whether it is new and no probe has come back yet."""
+
+    def breaker_reopens_at(self, variant: Variant, now: float) -> float | None:
         """When an open breaker lets requests try it again (its own, or that of the model there);
         None while none is open."""
 
-    def breaker_allows(self, model: ModelName, now: float) -> bool:
+    def breaker_allows(self, variant: Variant, now: float) -> bool:
         """Whether its breakers let one more request through now."""
 
     def paused_until(self, now: float) -> float | None:
@@ -70,6 +74,10 @@ class InstanceView(Protocol):
     @property
     def loading(self) -> Variant | None:
         """What is being loaded there by the balancer; one at a time."""
+
+    @property
+    def load_overdue_at(self) -> float:
+        """When that load has taken so long that others need not wait for it; monotonic seconds."""
 
 
 class FleetView(Protocol):

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from balancer.core.names import ModelName
-from balancer.core.ticket import Outcome, Trial, Verdict
+from balancer.core.ticket import Blame, Outcome, Trial, Verdict
+from balancer.core.variant import Variant
 
 NOTHING_SAID = Outcome(verdict=Verdict.NEUTRAL, kind="nothing_said")
-MODELS_LIMIT = 1000
-"""At most so many models of one instance have a breaker of their own; the oldest go first."""
+PAIRS_LIMIT = 1000
+"""At most so many variants at one instance have a breaker of their own; the oldest go first."""
 
 
 class BreakerState(StrEnum):
@@ -72,7 +73,14 @@ class Breaker:
         return trial
 
     def settle(
-        self, outcome: Outcome, *, leased_at: float, trial: bool, now: float, policy: BreakerPolicy
+        self,
+        outcome: Outcome,
+        *,
+        leased_at: float,
+        trial: bool,
+        now: float,
+        policy: BreakerPolicy,
+        may_open: bool = True,
     ) -> None:
         """A lease ended. A success of one that was taken before it opened does not close it; a failure
         of one that was out already when the last fault was counted is the same fault."""
@@ -84,7 +92,7 @@ class Breaker:
             self._last_fault_at = now
             self._faults += 1
             self.last_error = outcome.error or outcome.kind
-            if trial or self._faults >= policy.threshold:
+            if trial or (may_open and self._faults >= policy.threshold):
                 self._open_until = now + policy.reset_seconds
 
     def open(self, error: str, now: float, policy: BreakerPolicy) -> None:
@@ -107,86 +115,115 @@ class Breaker:
 
 
 class Breakers:
-    """The breaker of an instance and those of the models there. Written by dispatch and the loader."""
+    """The breaker of an instance, and those of models and variants there that have failed. Written by
+    dispatch and the loader."""
 
     def __init__(self, policy: BreakerPolicy) -> None:
         self.policy = policy
         self._own = Breaker()
-        self._models: dict[ModelName, Breaker] = {}
+        self._pairs: dict[Variant, Breaker] = {}
+        self._models_at_fault: set[ModelName] = set()
 
     @property
-    def models(self) -> tuple[ModelName, ...]:
-        """Those that have a breaker of their own, closed or not."""
-        return tuple(self._models)
+    def models(self) -> set[ModelName]:
+        """Those that have a breaker here, closed or not."""
+        return {each.model for each in self._pairs}
 
-    def allows(self, model: ModelName, now: float) -> bool:
+    def allows(self, variant: Variant, now: float) -> bool:
         """Whether one more lease may be taken."""
-        return all(each.allows(now, self.policy) for each in self._concerned(model))
+        return all(each.allows(now, self.policy) for each in self._concerned(variant))
 
-    def reopens_at(self, model: ModelName, now: float) -> float | None:
+    def reopens_at(self, variant: Variant, now: float) -> float | None:
         """When the last of those that are open lets requests try again; None where none is open."""
-        times = [at for each in self._concerned(model) if (at := each.reopens_at(now)) is not None]
+        times = [at for each in self._concerned(variant) if (at := each.reopens_at(now)) is not None]
         return max(times, default=None)
 
-    def last_error(self, model: ModelName, now: float) -> str:
+    def last_error(self, variant: Variant, now: float) -> str:
         """What those that are open opened for."""
-        return next((each.last_error for each in self._concerned(model) if each.reopens_at(now)), "")
+        return next((each.last_error for each in self._concerned(variant) if each.reopens_at(now)), "")
 
-    def take(self, model: ModelName, now: float) -> Trial:
+    def take(self, variant: Variant, now: float) -> Trial:
         """A lease is taken."""
-        pair = self._models.get(model)
-        return Trial(self._own.take(now), pair is not None and pair.take(now))
+        model, own = self._pairs.get(Variant(variant.model)), self._own.take(now)
+        exact = None if variant.auto else self._pairs.get(variant)
+        return Trial(own, model is not None and model.take(now), exact is not None and exact.take(now))
 
-    def settle_own(self, outcome: Outcome, *, leased_at: float, trial: bool, now: float) -> None:
-        """A lease ended, as far as the instance is concerned: what is a model's own fault spares it."""
-        own = NOTHING_SAID if outcome.model_only else outcome
-        self._own.settle(own, leased_at=leased_at, trial=trial, now=now, policy=self.policy)
-
-    def settle_model(
+    def settle_own(
         self, model: ModelName, outcome: Outcome, *, leased_at: float, trial: bool, now: float
     ) -> None:
-        """A lease ended, as far as the model there is concerned: its own fault opens the pair at once."""
-        pair = self._pair(model) if outcome.verdict is Verdict.FAILURE else self._models.get(model)
-        if pair is None:
-            return
-        pair.settle(outcome, leased_at=leased_at, trial=trial, now=now, policy=self.policy)
-        if outcome.model_only:
-            pair.open(outcome.error or outcome.kind, now, self.policy)
-        elif outcome.verdict is Verdict.SUCCESS and pair.state(now) is BreakerState.CLOSED:
-            del self._models[model]
+        """A lease ended, as far as the instance is concerned. What a model or a variant is to blame for
+        spares it; what a runner may be opens it only where more than one model fails."""
+        if outcome.blames in {Blame.MODEL, Blame.VARIANT}:
+            outcome = NOTHING_SAID
+        if outcome.verdict is Verdict.SUCCESS:
+            self._models_at_fault.clear()
+        elif outcome.verdict is Verdict.FAILURE:
+            self._models_at_fault.update({model} if len(self._models_at_fault) < 2 else ())
+        may_open = outcome.blames is Blame.INSTANCE or len(self._models_at_fault) > 1
+        self._own.settle(
+            outcome, leased_at=leased_at, trial=trial, now=now, policy=self.policy, may_open=may_open
+        )
 
-    def rest(self, model: ModelName, error: str, *, until: float) -> None:
-        """The model cannot be had there right now: leave the pair alone until then at least."""
-        self._pair(model).rest(error, until)
+    def settle_pair(
+        self, variant: Variant, outcome: Outcome, *, leased_at: float, trial: Trial, now: float
+    ) -> None:
+        """A lease ended, as far as the model there is concerned. What the model or the variant is to
+        blame for opens its breaker at once."""
+        at_once = {Blame.MODEL: Variant(variant.model), Blame.VARIANT: variant}
+        to_open = at_once.get(outcome.blames) if outcome.verdict is Verdict.FAILURE else None
+        if to_open is not None:
+            self._pair(to_open).open(outcome.error or outcome.kind, now, self.policy)
+            outcome = NOTHING_SAID
+        elif outcome.verdict is Verdict.FAILURE:
+            self._pair(Variant(variant.model))
+        for key, tried in ((Variant(variant.model), trial.model), (variant, trial.variant)):
+            pair = self._pairs.get(key)
+            if pair is None or (key is variant and variant.auto):
+                continue
+            counts = outcome.verdict is not Verdict.FAILURE or key.auto or tried
+            said = outcome if counts else NOTHING_SAID
+            pair.settle(said, leased_at=leased_at, trial=tried, now=now, policy=self.policy)
+            if outcome.verdict is Verdict.SUCCESS and pair.state(now) is BreakerState.CLOSED:
+                del self._pairs[key]
+
+    def rest(self, variant: Variant, error: str, *, until: float) -> None:
+        """It cannot be had there right now: leave it alone until then at least."""
+        self._pair(variant).rest(error, until)
 
     def begin_anew(self, now: float) -> None:
         """The instance has started anew."""
-        for each in (self._own, *self._models.values()):
+        for each in (self._own, *self._pairs.values()):
             each.begin_anew(now)
 
     def forget(self, model: ModelName) -> None:
         """The model there is another one now."""
-        self._models.pop(model, None)
+        for key in [each for each in self._pairs if each.model == model]:
+            del self._pairs[key]
+
+    def forget_variant(self, variant: Variant) -> None:
+        """It was loaded."""
+        self._pairs.pop(variant, None)
 
     def state(self, now: float) -> BreakerState:
         """The instance's own."""
         return self._own.state(now)
 
     def states(self, now: float) -> Mapping[ModelName, BreakerState]:
-        """Those of the models that are not closed."""
-        return {
-            model: state
-            for model, each in self._models.items()
-            if (state := each.state(now)) is not BreakerState.CLOSED
-        }
+        """Of the models that have one that is not closed, the most closed to requests."""
+        found: dict[ModelName, BreakerState] = {}
+        for key, each in self._pairs.items():
+            state = each.state(now)
+            if state is BreakerState.OPEN or (state is BreakerState.HALF_OPEN and key.model not in found):
+                found[key.model] = state
+        return found
 
-    def _concerned(self, model: ModelName) -> tuple[Breaker, ...]:
-        pair = self._models.get(model)
-        return (self._own,) if pair is None else (self._own, pair)
+    def _concerned(self, variant: Variant) -> list[Breaker]:
+        keys = {Variant(variant.model), variant}
+        return [self._own, *(self._pairs[key] for key in keys if key in self._pairs)]
 
-    def _pair(self, model: ModelName) -> Breaker:
-        if model not in self._models:
-            if len(self._models) >= MODELS_LIMIT:
-                del self._models[next(iter(self._models))]
-            self._models[model] = Breaker()
-        return self._models[model]
+    def _pair(self, key: Variant) -> Breaker:
+        if key not in self._pairs:
+            if len(self._pairs) >= PAIRS_LIMIT:
+                del self._pairs[next(iter(self._pairs))]
+            self._pairs[key] = Breaker()
+        return self._pairs[key]

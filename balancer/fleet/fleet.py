@@ -106,7 +106,10 @@ class Fleet:
         went down by it. A failure that belongs to an earlier incarnation changes nothing."""
         if incarnation != instance.incarnation:
             return False
+        first = instance.unproven
         went_down = instance.health.failed(error, self._clock.monotonic(), refused=refused)
+        if first and not went_down:
+            self._tell(self._on_change, instance)
         if went_down:
             instance.incarnation += 1
             instance.forget_runners()
@@ -132,10 +135,11 @@ class Fleet:
         """Lend no slots there for a moment: it has said that its own queue is full."""
         instance.pause(self._clock.monotonic() + for_seconds)
 
-    def load_began(self, instance: Instance, variant: Variant) -> Load:
-        """The balancer loads a variant there."""
-        instance.load_began(variant)
-        return Load(variant, instance.incarnation, self._clock.monotonic())
+    def load_began(self, instance: Instance, variant: Variant, *, patience_seconds: float) -> Load:
+        """The balancer loads a variant there; after so long it is overdue."""
+        now = self._clock.monotonic()
+        instance.load_began(variant, now + patience_seconds)
+        return Load(variant, instance.incarnation, now)
 
     def load_ended(self, instance: Instance, load: Load, outcome: Outcome) -> None:
         """A load ended. A success is believed until a list that was read later tells otherwise; a

@@ -53,6 +53,11 @@ class Health:
         """Whether the newest probe of a usable instance failed."""
         return self.state is HealthState.UP and self._failures > 0
 
+    @property
+    def unproven(self) -> bool:
+        """Whether no probe has come back yet."""
+        return self.state is HealthState.UNKNOWN and not self._failures
+
     def succeeded(self, now: float) -> bool:
         """Count one success; True where it changed the state."""
         self._failures = 0

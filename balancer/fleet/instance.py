@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from balancer.core.names import ModelName, canonical_name, is_cloud_name
-from balancer.core.ticket import InstanceId, Lease, Outcome, Verdict
+from balancer.core.ticket import InstanceId, Lease, Outcome, Trial, Verdict
 from balancer.core.variant import Variant
 from balancer.fleet.breaker import NOTHING_SAID, Breakers
 from balancer.fleet.health import Health, HealthState
@@ -90,8 +90,16 @@ class Instance:
         return self.health.held_until
 
     @property
+    def unproven(self) -> bool:
+        return self.health.unproven
+
+    @property
     def loading(self) -> Variant | None:
         return self.residency.loading
+
+    @property
+    def load_overdue_at(self) -> float:
+        return self.residency.load_overdue_at
 
     @property
     def store(self) -> str:
@@ -102,7 +110,7 @@ class Instance:
         """Whether it has the model, as far as its newest list tells. One that answers but whose lists
         could not be read is believed to: its own 404 tells more than a guess."""
         if self.inventory is None:
-            return self.usable
+            return self.usable or self.unproven
         return model in self.inventory.models or is_cloud_name(model)
 
     def meant_for(self, model: ModelName) -> bool:
@@ -137,11 +145,11 @@ class Instance:
         taken = self._running_of[variant.model] + self._cooling_of[variant.model]
         return taken < self.slots(variant)
 
-    def breaker_reopens_at(self, model: ModelName, now: float) -> float | None:
-        return self.breakers.reopens_at(model, now)
+    def breaker_reopens_at(self, variant: Variant, now: float) -> float | None:
+        return self.breakers.reopens_at(variant, now)
 
-    def breaker_allows(self, model: ModelName, now: float) -> bool:
-        return self.breakers.allows(model, now)
+    def breaker_allows(self, variant: Variant, now: float) -> bool:
+        return self.breakers.allows(variant, now)
 
     def paused_until(self, now: float) -> float | None:
         return self._paused_until if now < self._paused_until else None
@@ -156,9 +164,9 @@ class Instance:
         """Lend no slots until then: it has said that its own queue is full."""
         self._paused_until = until
 
-    def load_began(self, variant: Variant) -> None:
+    def load_began(self, variant: Variant, overdue_at: float) -> None:
         """The balancer loads a variant here."""
-        self.residency.began(variant)
+        self.residency.began(variant, overdue_at)
 
     def load_ended(
         self, variant: Variant, outcome: Outcome, *, began_at: float, now: float, current: bool
@@ -169,10 +177,12 @@ class Instance:
             return
         if outcome.verdict is Verdict.SUCCESS:
             self.residency.loaded(variant, now)
-            self.breakers.forget(variant.model)
+            self.breakers.forget_variant(variant)
+        elif outcome.kind == "rejected":
+            self.residency.let_through(variant)
         else:
-            self.breakers.settle_model(variant.model, outcome, leased_at=began_at, trial=False, now=now)
-            self.breakers.rest(variant.model, outcome.error, until=now + _PAUSE_SECONDS)
+            self.breakers.settle_pair(variant, outcome, leased_at=began_at, trial=Trial(), now=now)
+            self.breakers.rest(variant, outcome.error, until=now + _PAUSE_SECONDS)
 
     def gate(self, variant: Variant, until: float) -> None:
         """Lend no slots but to this variant until then at the latest."""
@@ -225,19 +235,18 @@ class Instance:
 
     def settle(self, lease: Lease, outcome: Outcome, now: float) -> None:
         """Tell the breakers how a lease ended. What belongs to an earlier life of the instance, or of
-        the runner, only returns its permit."""
+        the runner, only returns its permit; so does what a model did that is in no list of this one."""
         variant = lease.ticket.variant
         assert variant is not None
-        if outcome.model_only and self.inventory is None:
-            outcome = NOTHING_SAID  # nothing said that it has the model
         own = outcome if lease.incarnation == self.incarnation else NOTHING_SAID
+        own = NOTHING_SAID if is_cloud_name(variant.model) else own
         generation = self.generation_of(variant.model)
         same_runner = 0 in {lease.generation, generation} or lease.generation == generation
-        pair = own if same_runner else NOTHING_SAID
-        self.breakers.settle_own(own, leased_at=lease.leased_at, trial=lease.trial.instance, now=now)
-        self.breakers.settle_model(
-            variant.model, pair, leased_at=lease.leased_at, trial=lease.trial.model, now=now
-        )
+        listed = self.inventory is not None and variant.model in self.inventory.models
+        pair = own if same_runner and listed else NOTHING_SAID
+        facts = {"leased_at": lease.leased_at, "now": now}
+        self.breakers.settle_own(variant.model, own, trial=lease.trial.instance, **facts)
+        self.breakers.settle_pair(variant, pair, trial=lease.trial, **facts)
 
     def begin_cooling(self, model: ModelName) -> None:
         """A slot that came back is not free yet: its runner still works on a prompt that was cancelled."""
@@ -269,8 +278,10 @@ class Instance:
         if models is None and before is None:
             return
         known = before.runners if before else {}
+        runners_before = before.runners_at if before else None
         self.inventory = Inventory(
             read_at=at,
+            runners_at=runners_before if runners is None else at,
             models=before.models if models is None and before else _by_name(models or ()),
             runners=known
             if runners is None
@@ -279,7 +290,8 @@ class Instance:
                 for runner in (self._runner_of(row, known, slots) for row in reversed(runners))
             },
         )
-        self.residency.lists_read(self.inventory)
+        if runners is not None:
+            self.residency.runners_read(self.inventory.runners, at)
         for model in self.breakers.models:
             if before is None or before.models.get(model) != self.inventory.models.get(model):
                 self.breakers.forget(model)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from balancer.core.names import ModelName, is_cloud_name
 from balancer.core.variant import OptionValue, Variant
 
+_LET_THROUGH_LIMIT = 100
 Row = Mapping[str, object]
 """One item of `/api/tags` or `/api/ps`, as the instance sent it."""
 
@@ -29,9 +30,11 @@ class Runner:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """What the instance last said that it has; `read_at` is when the reading began, monotonic seconds."""
+    """What the instance last said that it has. `read_at` is when the newest reading began, `runners_at`
+    when that of its runners did (monotonic seconds), None where they could never be read."""
 
     read_at: float
+    runners_at: float | None
     models: Mapping[ModelName, Row]
     runners: Mapping[ModelName, Runner]
 
@@ -50,24 +53,30 @@ class Residency:
 
     def __init__(self) -> None:
         self.loading: Variant | None = None
+        self.load_overdue_at = float("-inf")
         self._loaded: dict[ModelName, _Loaded] = {}
+        self._unlisted: set[ModelName] = set()
+        self._let_through: dict[Variant, None] = {}
         self._gate: tuple[Variant, float] | None = None
 
     def warm(self, variant: Variant, inventory: Inventory | None) -> bool:
-        """Whether a request for the variant needs no load. Where no list could be read nothing is
-        known, and the request itself will tell."""
-        if inventory is None or is_cloud_name(variant.model):
+        """Whether a request for the variant needs no load. Where no list could be read, or the list is
+        known not to tell, nothing is known, and the request itself will find out."""
+        model = variant.model
+        if inventory is None or inventory.runners_at is None or is_cloud_name(model):
             return True
-        runner = inventory.runners.get(variant.model)
-        loaded = self._loaded.get(variant.model)
-        if runner is None and (loaded is None or loaded.at <= inventory.read_at):
+        if model in self._unlisted or variant in self._let_through:
+            return True
+        runner = inventory.runners.get(model)
+        loaded = self._loaded.get(model)
+        if runner is None and (loaded is None or loaded.at <= inventory.runners_at):
             return False
-        return _matches(variant, loaded.variant if loaded else Variant(variant.model), runner)
+        return _matches(variant, loaded.variant if loaded else Variant(model), runner)
 
-    def began(self, variant: Variant) -> None:
-        """The balancer loads it."""
+    def began(self, variant: Variant, overdue_at: float) -> None:
+        """The balancer loads it; until then others may wait for it."""
         assert self.loading is None, "one load at a time"
-        self.loading = variant
+        self.loading, self.load_overdue_at = variant, overdue_at
 
     def ended(self, variant: Variant) -> None:
         """The load is over, however it went, and so is its gate."""
@@ -79,6 +88,12 @@ class Residency:
         """The load went well."""
         self._loaded[variant.model] = _Loaded(variant, at)
 
+    def let_through(self, variant: Variant) -> None:
+        """The instance refuses to load it, as it will refuse any request for it; let those tell."""
+        if len(self._let_through) >= _LET_THROUGH_LIMIT:
+            del self._let_through[next(iter(self._let_through))]
+        self._let_through[variant] = None
+
     def gate(self, variant: Variant, until: float) -> None:
         """Hold back leases for all others until then at the latest."""
         self._gate = (variant, until)
@@ -89,14 +104,18 @@ class Residency:
             return None
         return self._gate[1]
 
-    def lists_read(self, inventory: Inventory) -> None:
-        """Forget the loads that a list read after them does not show any more, or shows anew."""
+    def runners_read(self, runners: Mapping[ModelName, Runner], at: float) -> None:
+        """Forget the loads that a list read after them does not show any more, or shows anew. One that
+        the very next list does not show says that the list does not tell."""
+        self._unlisted -= runners.keys()
         for model, loaded in tuple(self._loaded.items()):
-            runner = inventory.runners.get(model)
-            if loaded.at > inventory.read_at:
+            runner = runners.get(model)
+            if loaded.at > at:
                 continue
             if runner is None or loaded.generation not in {None, runner.generation}:
                 del self._loaded[model]
+                if runner is None and loaded.generation is None:
+                    self._unlisted.add(model)
             elif loaded.generation is None:
                 self._loaded[model] = replace(loaded, generation=runner.generation)
 
@@ -107,6 +126,8 @@ class Residency:
     def forget(self) -> None:
         """The instance has ended, and its runners with it."""
         self._loaded.clear()
+        self._unlisted.clear()
+        self._let_through.clear()
 
 
 def _matches(variant: Variant, loaded: Variant, runner: Runner | None) -> bool:

@@ -12,7 +12,7 @@ from enum import StrEnum
 
 import msgspec
 
-from balancer.core.ticket import Outcome, Verdict
+from balancer.core.ticket import Blame, Outcome, Verdict
 
 
 class Retry(StrEnum):
@@ -25,22 +25,22 @@ class Retry(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """`kind` is a bounded word for metrics; `model_only`: the instance cannot serve this model."""
+    """`kind` is a bounded word for metrics, `blames` what it is the fault of."""
 
     kind: str
     verdict: Verdict = Verdict.FAILURE
-    model_only: bool = False
+    blames: Blame = Blame.RUNNER
     retry: Retry = Retry.COUNTED
 
     def outcome(self, text: str) -> Outcome:
         """The outcome of a lease that ended with it."""
-        return Outcome(verdict=self.verdict, kind=self.kind, error=text, model_only=self.model_only)
+        return Outcome(verdict=self.verdict, kind=self.kind, error=text, blames=self.blames)
 
 
 BUSY = Failure(kind="busy", verdict=Verdict.NEUTRAL, retry=Retry.FREE)
-MODEL_MISSING = Failure(kind="model_missing", model_only=True)
-OUT_OF_MEMORY = Failure(kind="oom", model_only=True)
-LOAD_FAILED = Failure(kind="load", model_only=True)
+MODEL_MISSING = Failure(kind="model_missing", blames=Blame.MODEL)
+OUT_OF_MEMORY = Failure(kind="oom", blames=Blame.VARIANT)
+LOAD_FAILED = Failure(kind="load", blames=Blame.VARIANT)
 CRASH = Failure(kind="crash")
 STATUS = Failure(kind="status")
 REQUEST = Failure(kind="rejected", verdict=Verdict.NEUTRAL, retry=Retry.NO)
@@ -49,7 +49,7 @@ _RULES: tuple[tuple[frozenset[int], Failure, tuple[str, ...]], ...] = (
     # server/sched.go ErrMaxQueue: the scheduler's queue is full, which says that loads wait there.
     (frozenset({503}), BUSY, ("maximum pending requests exceeded", "server busy")),
     # server/routes.go: the model, or a file of it, is not in this instance's store.
-    (frozenset({404}), MODEL_MISSING, ("not found",)),
+    (frozenset({404}), MODEL_MISSING, ("model '", 'model "', "try pulling it first", "no such file")),
     # llm/status.go, isOutOfMemory; server/sched.go and llm/server.go for the estimate before a load.
     (
         frozenset({500}),
@@ -121,7 +121,7 @@ def classify(status: int, text: str, *, has_model: bool) -> Failure | None:
     text = text.casefold()
     for statuses, failure, texts in _RULES:
         if status in statuses and any(each in text for each in texts):
-            return failure if has_model or not failure.model_only else None
+            return failure if has_model or failure.verdict is Verdict.NEUTRAL else None
     return STATUS if status >= 500 else None
 
 

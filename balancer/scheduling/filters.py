@@ -36,7 +36,7 @@ def not_excluded(ticket: Ticket, instance: InstanceView, _now: float) -> str | N
 
 def healthy(_ticket: Ticket, instance: InstanceView, _now: float) -> str | None:
     """Out where the probes find no answer."""
-    return None if instance.usable else "not up"
+    return None if instance.usable or instance.unproven else "not up"
 
 
 def not_drained(_ticket: Ticket, instance: InstanceView, _now: float) -> str | None:
@@ -55,14 +55,19 @@ def breaker_not_open(ticket: Ticket, instance: InstanceView, now: float) -> str 
     """Out where the instance, or the model there, has failed too often lately."""
     if not ticket.needs_slot or ticket.variant is None:
         return None
-    return None if instance.breaker_reopens_at(ticket.variant.model, now) is None else BREAKER_OPEN
+    return None if instance.breaker_reopens_at(ticket.variant, now) is None else BREAKER_OPEN
+
+
+def probed(_ticket: Ticket, instance: InstanceView, _now: float) -> Hold | None:
+    """Held where it is new and its first probe is under way."""
+    return Hold("not probed yet") if instance.unproven else None
 
 
 def no_trial_out(ticket: Ticket, instance: InstanceView, now: float) -> Hold | None:
     """Held while a half-open breaker has all of its trials out."""
     if not ticket.needs_slot or ticket.variant is None:
         return None
-    allowed = instance.breaker_allows(ticket.variant.model, now)
+    allowed = instance.breaker_allows(ticket.variant, now)
     return None if allowed else Hold("breaker half-open, on trial")
 
 
@@ -95,4 +100,11 @@ def loads_nothing_else(ticket: Ticket, instance: InstanceView, _now: float) -> H
 
 
 FILTERS: tuple[Filter, ...] = (holds_model, healthy, not_drained, not_excluded, breaker_not_open)
-HOLDS: tuple[HoldFilter, ...] = (no_trial_out, not_paused, not_gated, slot_free, loads_nothing_else)
+HOLDS: tuple[HoldFilter, ...] = (
+    probed,
+    no_trial_out,
+    not_paused,
+    not_gated,
+    slot_free,
+    loads_nothing_else,
+)

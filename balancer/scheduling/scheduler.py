@@ -50,16 +50,20 @@ class Scheduler:
         able = self._meant(ticket, able, considered)
         free, wake_at = self._free(ticket, able, considered, now)
         if ticket.needs_slot and ticket.variant is not None:
-            free = _without_second_load(ticket.variant, load_at, able, free, considered)
-        times = [each.held_until for each in considered if each.held_until > now] + wake_at
+            free = _without_second_load(
+                ticket.variant, load_at, able=able, free=free, considered=considered, now=now
+            )
+            wake_at += [each.load_overdue_at for each in able if each.loading and each.load_overdue_at > now]
+            wake_at += _reopenings(ticket.variant, considered, now)
         if free:
             chosen = self._pick(ticket, free, considered, load_at)
             return self._decision(ticket, now, self._standing(ticket, chosen), considered, chosen)
+        if able:
+            wake_at += [each.held_until for each in considered if each.held_until > now]
         standing = Standing.BUSY if able else _dead_end(considered)
-        if standing is Standing.HELD_BACK and ticket.variant is not None:
-            reopen = (each.breaker_reopens_at(ticket.variant.model, now) for each in considered)
-            times += [at for at in reopen if at is not None]
-        return self._decision(ticket, now, standing, considered, None, next_wake_at=min(times, default=None))
+        return self._decision(
+            ticket, now, standing, considered, None, next_wake_at=min(wake_at, default=None)
+        )
 
     def _standing(self, ticket: Ticket, chosen: InstanceView) -> Standing:
         if not ticket.needs_slot or ticket.variant is None or chosen.warm(ticket.variant):
@@ -156,15 +160,18 @@ def _narrow(
 def _without_second_load(
     variant: Variant,
     load_at: InstanceId | None,
+    *,
     able: list[InstanceView],
     free: list[InstanceView],
     considered: dict[InstanceView, Considered],
+    now: float,
 ) -> list[InstanceView]:
     """While the variant is being loaded somewhere, or once it was for this ticket, only those where it
     is resident: one cold model is loaded in one place after the other, as slots there run out. A load
-    where the newest probe failed is not waited for."""
+    that is overdue, or where the newest probe failed, is not waited for."""
     under_way = any(
-        (each.loading == variant and not each.suspect) or (each.id == load_at and each.warm(variant))
+        (each.loading == variant and not each.suspect and now < each.load_overdue_at)
+        or (each.id == load_at and each.warm(variant))
         for each in able
     )
     if not under_way:
@@ -174,6 +181,12 @@ def _without_second_load(
         if left_out not in warm:
             considered[left_out] = Considered(instance=left_out.id, filtered="being loaded elsewhere")
     return warm
+
+
+def _reopenings(variant: Variant, considered: Mapping[InstanceView, Considered], now: float) -> list[float]:
+    """When those that only their breakers take out let requests try again."""
+    out = [each for each, found in considered.items() if found.filtered == BREAKER_OPEN]
+    return [at for each in out if (at := each.breaker_reopens_at(variant, now)) is not None]
 
 
 def _dead_end(considered: Mapping[InstanceView, Considered]) -> Standing:

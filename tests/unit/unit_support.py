@@ -97,15 +97,17 @@ class FakeView:
     free: bool = True
     resident: bool = True
     loading: Variant | None = None
+    load_overdue_at: float = float("inf")
+    unproven: bool = False
     reopens_at: float | None = None
     trials_left: bool = True
     paused: float | None = None
     gated: float | None = None
 
-    def breaker_reopens_at(self, model: ModelName, now: float) -> float | None:
+    def breaker_reopens_at(self, variant: Variant, now: float) -> float | None:
         return self.reopens_at
 
-    def breaker_allows(self, model: ModelName, now: float) -> bool:
+    def breaker_allows(self, variant: Variant, now: float) -> bool:
         return self.trials_left
 
     def paused_until(self, now: float) -> float | None:
@@ -220,7 +222,7 @@ def house(
         queue=queue,
         scheduler=Scheduler(fleet, strategy=strategy, random=Random(1)),
         clock=clock,
-        load=lambda where, variant: loads.append((where, fleet.load_began(where, variant))),
+        load=lambda where, variant: loads.append((where, fleet.load_began(where, variant, patience_seconds=60.0))),
         on_decision=decided,
     )
     return House(fleet, queue, dispatcher, decisions, loads)
