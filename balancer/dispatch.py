@@ -124,7 +124,7 @@ class Dispatcher:
             instance.settle(lease, outcome, now)
             if outcome.in_prefill and lease.incarnation == instance.incarnation:
                 instance.begin_cooling(variant.model)
-                until = now + instance.cooling_seconds(variant)
+                until = now + instance.cooling_seconds(lease.ticket)
                 heapq.heappush(self._cooling, (until, lease.id, instance, variant.model))
             if outcome.verdict is Verdict.SUCCESS:
                 self._learn(now - lease.leased_at, len(self._leases) + 1)
@@ -175,6 +175,7 @@ class Dispatcher:
         decision = self._scheduler.decide(ticket, now, load_at=self._loads_at.get(ticket.id))
         while decision.standing is Standing.LOAD:
             self._begin_load(ticket, decision)
+            self._note_wake(decision.next_wake_at)
             # Meanwhile it may go where the variant is resident.
             decision = self._scheduler.decide(ticket, now, load_at=decision.picked)
         if decision.standing is Standing.BUSY:
@@ -243,7 +244,7 @@ class Dispatcher:
                 waited = now - ticket.queued_at
                 waiter.set_exception(
                     DeadlinePassed(
-                        f"no slot became free in {waited:.1f} s",
+                        f"no slot became free, or the model was not loaded, in {waited:.1f} s",
                         retry_after_seconds=self.retry_after_seconds(),
                     )
                 )

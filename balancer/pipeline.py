@@ -48,6 +48,8 @@ from balancer.telemetry.logs import Logger
 from balancer.upstream.client import UpstreamRequest
 from balancer.upstream.exchange import Exchange
 
+_BYTES_PER_TOKEN = 2
+"""Fewer than any language's tokens have on average, so that estimates are upper bounds."""
 _JSON: Headers = (("Content-Type", "application/json; charset=utf-8"),)
 
 
@@ -273,6 +275,7 @@ class Pipeline:
             needs_slot=operation.needs_slot,
             queued_at=now,
             deadline=now + asked.queue_seconds,
+            prompt_tokens=1 + record.body_bytes // _BYTES_PER_TOKEN,
             session=asked.session,
         )
 

@@ -31,7 +31,7 @@ class Ticket:
 
     `arrival` orders the queue and is kept by a retry, which so stands at the head of its class.
     `queued_at` and `deadline` are monotonic seconds. Without a variant any instance will do; a
-    ticket that needs no slot never waits for one.
+    ticket that needs no slot never waits for one. `prompt_tokens` is a rough estimate, an upper bound.
     """
 
     id: TicketId
@@ -42,6 +42,7 @@ class Ticket:
     needs_slot: bool
     queued_at: float
     deadline: float
+    prompt_tokens: int | None = None
     session: str | None = None
     attempt: int = 1
     excluded: frozenset[InstanceId] = frozenset()
@@ -53,12 +54,12 @@ class Ticket:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """Which half-open breakers a lease tries: the instance's, that of the model there, that of the
-    variant there."""
+    """The numbers of a lease's trials of half-open breakers: of the instance's, of that of the model
+    there, of that of the variant there; 0 where it tries none."""
 
-    instance: bool = False
-    model: bool = False
-    variant: bool = False
+    instance: int = 0
+    model: int = 0
+    variant: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,9 +7,10 @@ one dead runner is one fault, however many requests it takes with it. A neutral 
 a 4xx) only returns its permit. Source of the pattern: Nygard, Release It!, 2007.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import count
 
 from balancer.core.names import ModelName
 from balancer.core.ticket import Blame, Outcome, Trial, Verdict
@@ -40,14 +41,16 @@ class BreakerPolicy:
 
 
 class Breaker:
-    """The breaker of one instance, or of one model at one instance."""
+    """The breaker of one instance, or of one model there. `numbers` tell its trials apart, those of a
+    breaker that was here before too."""
 
-    def __init__(self) -> None:
+    def __init__(self, numbers: Iterator[int]) -> None:
         self.last_error = ""
+        self._numbers = numbers
         self._faults = 0
         self._last_fault_at = float("-inf")
         self._open_until: float | None = None
-        self._permits_out = 0
+        self._trials: set[int] = set()
 
     def state(self, now: float) -> BreakerState:
         """The state at `now`, monotonic seconds."""
@@ -59,17 +62,19 @@ class Breaker:
         """Whether one more lease may be taken."""
         state = self.state(now)
         return state is BreakerState.CLOSED or (
-            state is BreakerState.HALF_OPEN and self._permits_out < policy.permits
+            state is BreakerState.HALF_OPEN and len(self._trials) < policy.permits
         )
 
     def reopens_at(self, now: float) -> float | None:
         """When it lets requests try again; None unless it is open."""
         return self._open_until if self.state(now) is BreakerState.OPEN else None
 
-    def take(self, now: float) -> bool:
-        """A lease is taken; True where it is a trial, which `settle` is to be told."""
-        trial = self.state(now) is BreakerState.HALF_OPEN
-        self._permits_out += trial
+    def take(self, now: float) -> int:
+        """A lease is taken; the number of its trial, which `settle` is to be told, 0 where it is none."""
+        if self.state(now) is not BreakerState.HALF_OPEN:
+            return 0
+        trial = next(self._numbers)
+        self._trials.add(trial)
         return trial
 
     def settle(
@@ -77,35 +82,33 @@ class Breaker:
         outcome: Outcome,
         *,
         leased_at: float,
-        trial: bool,
+        trial: int,
         now: float,
         policy: BreakerPolicy,
         may_open: bool = True,
     ) -> None:
         """A lease ended. A success of one that was taken before it opened does not close it; a failure
         of one that was out already when the last fault was counted is the same fault."""
-        self._permits_out = max(0, self._permits_out - trial)
-        if outcome.verdict is Verdict.SUCCESS and (trial or self._open_until is None):
-            self._open_until = None
-            self._faults = 0
+        mine = trial in self._trials
+        self._trials.discard(trial)
+        if outcome.verdict is Verdict.SUCCESS:
+            if self._open_until is None or (mine and leased_at >= self._last_fault_at):
+                self._open_until = None
+                self._faults = 0
         elif outcome.verdict is Verdict.FAILURE and leased_at > self._last_fault_at and policy.enabled:
             self._last_fault_at = now
             self._faults += 1
             self.last_error = outcome.error or outcome.kind
-            if trial or (may_open and self._faults >= policy.threshold):
+            tried = mine and self._open_until is not None
+            if tried or (may_open and self._faults >= policy.threshold):
                 self._open_until = now + policy.reset_seconds
 
-    def open(self, error: str, now: float, policy: BreakerPolicy) -> None:
-        """Open at once: what failed will fail again."""
-        self.last_error = error
-        self._last_fault_at = now
-        self._open_until = now + policy.reset_seconds
-
-    def rest(self, error: str, until: float) -> None:
-        """Be open until then at least, though nothing is counted."""
-        if self._open_until is None or self._open_until < until:
+    def open(self, error: str, *, leased_at: float, now: float, policy: BreakerPolicy) -> None:
+        """Open at once, as what failed will fail again; once for what was under way together."""
+        if policy.enabled and leased_at > self._last_fault_at:
             self.last_error = error
-            self._open_until = until
+            self._last_fault_at = now
+            self._open_until = now + policy.reset_seconds
 
     def begin_anew(self, now: float) -> None:
         """What it guards has started anew: an open one lets requests try, a closed one forgets."""
@@ -114,13 +117,21 @@ class Breaker:
             self._open_until = min(self._open_until, now)
 
 
+@dataclass(frozen=True, slots=True)
+class _Pause:
+    until: float
+    error: str
+
+
 class Breakers:
     """The breaker of an instance, and those of models and variants there that have failed. Written by
     dispatch and the loader."""
 
     def __init__(self, policy: BreakerPolicy) -> None:
         self.policy = policy
-        self._own = Breaker()
+        self._numbers = count(1)
+        self._own = Breaker(self._numbers)
+        self._pauses: dict[Variant, _Pause] = {}
         self._pairs: dict[Variant, Breaker] = {}
         self._models_at_fault: set[ModelName] = set()
 
@@ -134,22 +145,26 @@ class Breakers:
         return all(each.allows(now, self.policy) for each in self._concerned(variant))
 
     def reopens_at(self, variant: Variant, now: float) -> float | None:
-        """When the last of those that are open lets requests try again; None where none is open."""
+        """When the last of those that are open, or paused, lets requests try again; None where none is."""
         times = [at for each in self._concerned(variant) if (at := each.reopens_at(now)) is not None]
+        pause = self._pauses.get(variant)
+        times += [pause.until] if pause is not None and now < pause.until else []
         return max(times, default=None)
 
     def last_error(self, variant: Variant, now: float) -> str:
-        """What those that are open opened for."""
-        return next((each.last_error for each in self._concerned(variant) if each.reopens_at(now)), "")
+        """What those that are open opened for, or what was met before a pause."""
+        told = next((each.last_error for each in self._concerned(variant) if each.reopens_at(now)), "")
+        pause = self._pauses.get(variant)
+        return told or (pause.error if pause is not None and now < pause.until else "")
 
     def take(self, variant: Variant, now: float) -> Trial:
         """A lease is taken."""
         model, own = self._pairs.get(Variant(variant.model)), self._own.take(now)
         exact = None if variant.auto else self._pairs.get(variant)
-        return Trial(own, model is not None and model.take(now), exact is not None and exact.take(now))
+        return Trial(own, model.take(now) if model else 0, exact.take(now) if exact else 0)
 
     def settle_own(
-        self, model: ModelName, outcome: Outcome, *, leased_at: float, trial: bool, now: float
+        self, model: ModelName, outcome: Outcome, *, leased_at: float, trial: int, now: float
     ) -> None:
         """A lease ended, as far as the instance is concerned. What a model or a variant is to blame for
         spares it; what a runner may be opens it only where more than one model fails."""
@@ -172,7 +187,8 @@ class Breakers:
         at_once = {Blame.MODEL: Variant(variant.model), Blame.VARIANT: variant}
         to_open = at_once.get(outcome.blames) if outcome.verdict is Verdict.FAILURE else None
         if to_open is not None:
-            self._pair(to_open).open(outcome.error or outcome.kind, now, self.policy)
+            error = outcome.error or outcome.kind
+            self._pair(to_open).open(error, leased_at=leased_at, now=now, policy=self.policy)
             outcome = NOTHING_SAID
         elif outcome.verdict is Verdict.FAILURE:
             self._pair(Variant(variant.model))
@@ -186,12 +202,15 @@ class Breakers:
             if outcome.verdict is Verdict.SUCCESS and pair.state(now) is BreakerState.CLOSED:
                 del self._pairs[key]
 
-    def rest(self, variant: Variant, error: str, *, until: float) -> None:
-        """It cannot be had there right now: leave it alone until then at least."""
-        self._pair(variant).rest(error, until)
+    def pause(self, variant: Variant, error: str, *, until: float) -> None:
+        """It cannot be had there right now, which is no state of a breaker: leave it alone until then."""
+        if len(self._pauses) >= PAIRS_LIMIT:
+            self._pauses.clear()
+        self._pauses[variant] = _Pause(until, error)
 
     def begin_anew(self, now: float) -> None:
         """The instance has started anew."""
+        self._pauses.clear()
         for each in (self._own, *self._pairs.values()):
             each.begin_anew(now)
 
@@ -225,5 +244,5 @@ class Breakers:
         if key not in self._pairs:
             if len(self._pairs) >= PAIRS_LIMIT:
                 del self._pairs[next(iter(self._pairs))]
-            self._pairs[key] = Breaker()
+            self._pairs[key] = Breaker(self._numbers)
         return self._pairs[key]

@@ -106,9 +106,9 @@ class Fleet:
         went down by it. A failure that belongs to an earlier incarnation changes nothing."""
         if incarnation != instance.incarnation:
             return False
-        first = instance.unproven
+        before = (instance.unproven, instance.suspect)
         went_down = instance.health.failed(error, self._clock.monotonic(), refused=refused)
-        if first and not went_down:
+        if not went_down and before != (instance.unproven, instance.suspect):
             self._tell(self._on_change, instance)
         if went_down:
             instance.incarnation += 1

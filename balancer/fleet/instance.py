@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from balancer.core.names import ModelName, canonical_name, is_cloud_name
-from balancer.core.ticket import InstanceId, Lease, Outcome, Trial, Verdict
+from balancer.core.ticket import InstanceId, Lease, Outcome, Ticket, Trial, Verdict
 from balancer.core.variant import Variant
 from balancer.fleet.breaker import NOTHING_SAID, Breakers
 from balancer.fleet.health import Health, HealthState
@@ -182,7 +182,7 @@ class Instance:
             self.residency.let_through(variant)
         else:
             self.breakers.settle_pair(variant, outcome, leased_at=began_at, trial=Trial(), now=now)
-            self.breakers.rest(variant, outcome.error, until=now + _PAUSE_SECONDS)
+            self.breakers.pause(variant, outcome.error, until=now + _PAUSE_SECONDS)
 
     def gate(self, variant: Variant, until: float) -> None:
         """Lend no slots but to this variant until then at the latest."""
@@ -197,15 +197,17 @@ class Instance:
         known = self._prefill_rates.get(model, rate)
         self._prefill_rates[model] = known + _PREFILL_SMOOTHING * (rate - known)
 
-    def cooling_seconds(self, variant: Variant) -> float:
+    def cooling_seconds(self, ticket: Ticket) -> float:
         """How long a runner goes on with a prompt that was cancelled: it stops at the end of a batch.
         Source: observed on Ollama v0.33, 2 s to 3 s at 175 tokens/s."""
-        rate = self._prefill_rates.get(variant.model)
-        if rate is None:
+        variant = ticket.variant
+        rate = self._prefill_rates.get(variant.model) if variant is not None else None
+        if variant is None or rate is None:
             return _COOLING_UNKNOWN_SECONDS
         asked = dict(variant.options).get("num_batch")
         batch = asked if isinstance(asked, int) and asked > 0 else _BATCH_TOKENS
-        return min(batch / rate, _COOLING_LONGEST_SECONDS)
+        tokens = batch if ticket.prompt_tokens is None else min(batch, ticket.prompt_tokens)
+        return min(tokens / rate, _COOLING_LONGEST_SECONDS)
 
     def forget_runner(self, model: ModelName) -> None:
         """A model was unloaded; a list that was read before is not believed in this."""

@@ -65,11 +65,15 @@ class Residency:
         model = variant.model
         if inventory is None or inventory.runners_at is None or is_cloud_name(model):
             return True
+        if self.loading is not None and self.loading.model == model and self.loading != variant:
+            return False  # as good as gone
         if model in self._unlisted or variant in self._let_through:
             return True
         runner = inventory.runners.get(model)
         loaded = self._loaded.get(model)
-        if runner is None and (loaded is None or loaded.at <= inventory.runners_at):
+        if loaded is not None and loaded.at > inventory.runners_at:
+            return _matches(variant, loaded.variant, None)  # what the list tells is out of date
+        if runner is None:
             return False
         return _matches(variant, loaded.variant if loaded else Variant(model), runner)
 

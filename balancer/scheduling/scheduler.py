@@ -57,7 +57,9 @@ class Scheduler:
             wake_at += _reopenings(ticket.variant, considered, now)
         if free:
             chosen = self._pick(ticket, free, considered, load_at)
-            return self._decision(ticket, now, self._standing(ticket, chosen), considered, chosen)
+            standing = self._standing(ticket, chosen)
+            wake = min(wake_at, default=None) if standing is Standing.LOAD else None
+            return self._decision(ticket, now, standing, considered, chosen, next_wake_at=wake)
         if able:
             wake_at += [each.held_until for each in considered if each.held_until > now]
         standing = Standing.BUSY if able else _dead_end(considered)
@@ -129,7 +131,7 @@ class Scheduler:
         considered: dict[InstanceView, Considered],
         chosen: InstanceView | None,
         *,
-        next_wake_at: float | None = None,
+        next_wake_at: float | None,
     ) -> Decision:
         return Decision(
             ticket=ticket,
@@ -170,10 +172,8 @@ def _without_second_load(
     is resident: one cold model is loaded in one place after the other, as slots there run out. A load
     that is overdue, or where the newest probe failed, is not waited for."""
     under_way = any(
-        (each.loading == variant and not each.suspect and now < each.load_overdue_at)
-        or (each.id == load_at and each.warm(variant))
-        for each in able
-    )
+        each.loading == variant and not each.suspect and now < each.load_overdue_at for each in able
+    ) or any(each.id == load_at and each.warm(variant) for each in free)
     if not under_way:
         return free
     warm = [each for each in free if each.warm(variant)]
