@@ -98,9 +98,11 @@ class UpstreamClient:
         return await self._try(url, pool, await pool.connect(), request)
 
     def abandon(self, url: str, reason: str) -> None:
-        """Fail every exchange there whose answer has not begun, so that its request can go elsewhere."""
+        """Fail every exchange there whose answer has not begun, so that its request can go elsewhere. One
+        of which a piece is in goes on, though whoever waits for it may not have been told yet."""
         for exchange in tuple(self._unanswered.get(url, ())):
-            exchange.cancel(InstanceDown(reason))
+            if not exchange.has_begun:
+                exchange.cancel(InstanceDown(reason))
 
     def break_off(self, reason: str) -> None:
         """Fail every exchange, answered or not."""

@@ -80,6 +80,11 @@ class Exchange:
         return self._head is not None
 
     @property
+    def has_begun(self) -> bool:
+        """Whether a piece of the answer's body is in and not taken yet, or all of it."""
+        return bool(self._chunks) or self._ended
+
+    @property
     def held_bytes(self) -> int:
         """Bytes received and not yet taken."""
         return self._held_bytes

@@ -7,6 +7,7 @@ import pytest
 
 from balancer.errors import BalancerError, ClientLeft, ConnectFailed, ConnectionLost, InstanceDown
 from balancer.upstream.client import UpstreamRequest
+from balancer.upstream.connection import Connection
 from tests.fakes.asker import Asker, asking
 from tests.fakes.running_balancer import until
 from tests.fakes.scripted_instance import (
@@ -341,6 +342,23 @@ async def test_abandoning_fails_what_has_no_head_and_spares_the_rest() -> None:
             await silent
         go_on.set()
         assert [await begun.next_chunk() for _ in range(3)] == [b"first", b"second", None]
+
+
+async def test_abandoning_spares_an_answer_that_begins_at_that_moment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with asking() as asker:
+        receive = Connection.on_chunk_complete
+
+        def receive_and_go_down(connection: Connection) -> None:
+            receive(connection)
+            asker.client.abandon(asker.instance.url, "the instance went down")
+
+        monkeypatch.setattr(Connection, "on_chunk_complete", receive_and_go_down)
+        asker.instance.play(Send(BEGUN), Turn(), Send(chunk(b"second") + b"0\r\n\r\n"))
+        exchange = await asker.exchange()
+
+        assert [await exchange.next_chunk() for _ in range(3)] == [b"first", b"second", None]
 
 
 @pytest.mark.parametrize(
