@@ -69,13 +69,20 @@ _RULES: tuple[tuple[frozenset[int], Failure, tuple[str, ...]], ...] = (
             "requires more system memory",
         ),
     ),
-    # llm/server.go: a runner that is gone while a request holds it; observed: once more it would run.
-    # Embeddings tell it with status 400.
+    # llm/llama_server.go: a runner that is gone while a request holds it; observed: once more it would
+    # run. Embeddings tell it with status 400, in the words of whichever step met it: the question
+    # whether the runner is well, the count of tokens, the embedding itself.
     (
         frozenset({400, 500}),
         CRASH,
         (
+            "connection refused",
+            "connection reset by peer",
+            "health resp:",
+            "read health response",
+            '/tokenize": eof',
             "do embedding request",
+            "error reading embed response",
             "llama-server process no longer running",
             "model runner has unexpectedly stopped",
             "an error was encountered while running the model",
