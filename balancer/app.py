@@ -103,6 +103,7 @@ class Balancer:
             client=self.client,
             memory=DeviceLedger(),
             look=self.prober.look,
+            read=self.prober.read,
             metrics=self.metrics,
             clock=self.clock,
             log=log,

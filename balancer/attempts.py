@@ -9,6 +9,7 @@ ended.
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from balancer.accounting.ledger import Ledger
 from balancer.accounting.record import RequestRecord
@@ -29,7 +30,16 @@ from balancer.errors import (
 )
 from balancer.fleet.fleet import Fleet
 from balancer.protocol.endings import Ending, judge
-from balancer.protocol.failures import BUSY, CRASH, MODEL_MISSING, Failure, Retry, classify, error_message
+from balancer.protocol.failures import (
+    BUSY,
+    CRASH,
+    MODEL_MISSING,
+    STATUS,
+    Failure,
+    Retry,
+    classify,
+    error_message,
+)
 from balancer.upstream.client import UpstreamClient, UpstreamRequest
 from balancer.upstream.exchange import Exchange
 
@@ -163,6 +173,9 @@ class Attempts:
             return None
         try:
             body = await exchange.whole(limit_bytes=_ERROR_BODY_BYTES, within_seconds=_ERROR_BODY_SECONDS)
+        except InstanceError as error:
+            self._failed(lease, record, error)
+            raise
         except BaseException:
             exchange.cancel()
             self._return(lease, record, Outcome(verdict=Verdict.NEUTRAL, kind="cancelled"))
@@ -268,6 +281,12 @@ def _broken(kind: str, error: str) -> Outcome:
     return Outcome(verdict=Verdict.FAILURE, kind=kind, error=error, blames=Blame.INSTANCE)
 
 
+def _of_record(message: str) -> Outcome:
+    """What an error that ended a stream says; the same texts as in error answers."""
+    told = classify(500, message, has_model=True) or STATUS
+    return replace(told.outcome(message), kind="error_record")
+
+
 def _outcome(exchange: Exchange, record: RequestRecord, error: BalancerError | None) -> Outcome:
     """What the end of a good answer says of its instance; a client's leaving says nothing."""
     operation = record.operation
@@ -286,6 +305,6 @@ def _outcome(exchange: Exchange, record: RequestRecord, error: BalancerError | N
         case Ending.WHOLE:
             return Outcome(verdict=Verdict.SUCCESS, kind="ok")
         case Ending.ERROR:
-            return Outcome(verdict=Verdict.FAILURE, kind="error_record")
+            return _of_record(error_message(exchange.tail.last_line))
         case Ending.UNFINISHED:
             return Outcome(verdict=Verdict.NEUTRAL, kind="unfinished")

@@ -15,12 +15,12 @@ from balancer.admission.queue import RequestQueue
 from balancer.clock import Clock
 from balancer.core.decision import Decision, Standing
 from balancer.core.names import ModelName
-from balancer.core.ticket import InstanceId, Lease, Outcome, Ticket, TicketId, Trial, Verdict
+from balancer.core.ticket import Lease, Outcome, Ticket, TicketId, Trial, Verdict
 from balancer.core.variant import Variant
 from balancer.errors import DeadlinePassed, NoInstance, QueueFull, Stopping, UnknownModel
 from balancer.fleet.fleet import Fleet
 from balancer.fleet.instance import Instance
-from balancer.scheduling.scheduler import Scheduler
+from balancer.scheduling.scheduler import LoadBegun, Scheduler
 
 _SERVICE_SMOOTHING = 0.2
 """Weight of the newest lease in the running means of service times and of how many run at once."""
@@ -54,7 +54,7 @@ class Dispatcher:
         self._spread = spread
         self._waiters: dict[TicketId, asyncio.Future[Lease]] = {}
         self._leases: dict[int, tuple[Lease, Instance]] = {}
-        self._loads_at: dict[TicketId, InstanceId] = {}
+        self._loads_at: dict[TicketId, LoadBegun] = {}
         self._cooling: list[tuple[float, int, Instance, ModelName]] = []
         self._lease_ids = count(1)
         self._service_seconds: float | None = None
@@ -89,6 +89,11 @@ class Dispatcher:
         """
         if self._stopping:
             raise _stopping()
+        if not self._queue.has_lane_for(ticket):
+            raise QueueFull(
+                "too many requests with different runner options wait for the model; try again later",
+                retry_after_seconds=self.retry_after_seconds(),
+            )
         full = self._queue.full and ticket.attempt == 1
         waiter: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
         self._waiters[ticket.id] = waiter
@@ -172,14 +177,11 @@ class Dispatcher:
         waiter = self._waiters[ticket.id]
         if waiter.done():
             return self._queue.remove(ticket.id)
-        decision = self._scheduler.decide(ticket, now, load_at=self._loads_at.get(ticket.id))
-        while decision.standing is Standing.LOAD:
-            self._begin_load(ticket, decision)
+        decision = self._scheduler.decide(ticket, now, begun=self._loads_at.get(ticket.id))
+        if decision.standing in {Standing.BUSY, Standing.LOAD}:
             self._note_wake(decision.next_wake_at)
-            # Meanwhile it may go where the variant is resident.
-            decision = self._scheduler.decide(ticket, now, load_at=decision.picked)
-        if decision.standing is Standing.BUSY:
-            self._note_wake(decision.next_wake_at)
+            if decision.standing is Standing.LOAD:
+                self._begin_load(ticket, decision)
             return False
         self._on_decision(decision)
         self._queue.remove(ticket.id)
@@ -193,7 +195,8 @@ class Dispatcher:
         assert decision.picked is not None
         assert ticket.variant is not None
         self._on_decision(decision)
-        self._loads_at[ticket.id] = decision.picked
+        assert decision.next_wake_at is not None
+        self._loads_at[ticket.id] = LoadBegun(decision.picked, decision.next_wake_at)
         self._load(self._fleet.get(decision.picked), ticket.variant)
 
     def _lend(self, ticket: Ticket, decision: Decision, now: float) -> Lease:

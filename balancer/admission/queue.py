@@ -20,6 +20,10 @@ def lane_of(ticket: Ticket) -> Lane:
     return (ticket.variant, ticket.needs_slot, ticket.excluded)
 
 
+VARIANTS_LIMIT = 32
+"""Dispatch looks at every lane, and clients choose the options that make variants."""
+
+
 class RequestQueue:
     """At most `limit` tickets, apart from those that try again: a retry is never turned away."""
 
@@ -39,6 +43,14 @@ class RequestQueue:
     def full(self) -> bool:
         """Whether a new request has no place."""
         return len(self._tickets) >= self.limit
+
+    def has_lane_for(self, ticket: Ticket) -> bool:
+        """Whether it can wait: not where too many other variants of its model wait already."""
+        variant = ticket.variant
+        if variant is None or lane_of(ticket) in self._lanes or ticket.attempt > 1:
+            return True
+        variants = {lane[0] for lane in self._lanes if lane[0] and lane[0].model == variant.model}
+        return len(variants) < VARIANTS_LIMIT
 
     def push(self, ticket: Ticket) -> None:
         """Put a ticket in by its arrival; behind all others unless it tries again."""

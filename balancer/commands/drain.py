@@ -30,7 +30,7 @@ async def _drain(admin: Admin, instance: str, wait_seconds: float | None, as_jso
         row = await _emptied(admin, row, wait_seconds)
     if as_json:
         print_json(row)
-    emptied = row["drained"] and not row["running"]
+    emptied = row["drained"] and not _busy(row)
     if wait_seconds is not None and not emptied:
         print(_unfinished(row, wait_seconds), file=sys.stderr)
         return FAILED
@@ -55,7 +55,7 @@ async def _emptied(admin: Admin, row: Mapping[str, object], seconds: float) -> M
     shows = sys.stderr.isatty()
     with suppress(TimeoutError):
         async with asyncio.timeout(seconds):
-            while row["drained"] and row["running"]:
+            while row["drained"] and _busy(row):
                 if shows:
                     print(f"{_CLEAR_LINE}{row['id']}: {_running(row)}", end="", file=sys.stderr, flush=True)
                 await asyncio.sleep(_LOOK_SECONDS)
@@ -72,8 +72,15 @@ def _unfinished(row: Mapping[str, object], seconds: float) -> str:
     return f"{row['id']} takes no new requests, but after {seconds:g} s {_running(row)}"
 
 
+def _busy(row: Mapping[str, object]) -> bool:
+    """Whether a request runs there, or a load."""
+    return bool(row["running"] or row.get("loading"))
+
+
 def _running(row: Mapping[str, object]) -> str:
     match row["running"]:
+        case 0 if row.get("loading"):
+            return "a model is being loaded there"
         case 0:
             return "none runs there"
         case 1:

@@ -11,7 +11,7 @@ Source: observed on Ollama v0.33 (disconnects during loads, starvation, what loa
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import msgspec
 
@@ -35,6 +35,9 @@ _HEADERS: Headers = (
 )
 _ANSWER_BYTES = 65536
 _ANSWER_SECONDS = 5.0
+_READ_SECONDS = 2.0
+_EVICTED_SECONDS = 0.3
+"""By then Ollama has unloaded what stood in the way of a load."""
 _SILENCE_SECONDS = 2.0
 """A load that takes longer is no sign of trouble, but the instance is probed once more than planned."""
 _LONGEST_SECONDS = 900.0
@@ -47,8 +50,9 @@ _GATE_SECONDS = 60.0
 
 
 class Loader:
-    """`look` asks for a probe of an instance, whose lists then show what was loaded. `gate_after_seconds`
-    is the least time that a load gets before other models are held back for it."""
+    """`look` asks for a probe of an instance and its lists soon, `read` reads its lists now and waits at
+    most so long. `gate_after_seconds` is the least time that a load gets before other models are held
+    back for it."""
 
     def __init__(
         self,
@@ -57,6 +61,7 @@ class Loader:
         client: UpstreamClient,
         memory: DeviceLedger,
         look: Callable[[InstanceId], None],
+        read: Callable[[Instance, float], Awaitable[None]],
         metrics: Metrics,
         clock: Clock,
         log: Logger,
@@ -66,6 +71,7 @@ class Loader:
         self._client = client
         self._memory = memory
         self._look = look
+        self._read = read
         self._metrics = metrics
         self._clock = clock
         self._log = log
@@ -101,12 +107,19 @@ class Loader:
         gate = asyncio.get_running_loop().call_later(
             self._patience_seconds(instance, load.variant), self._gate, instance, load
         )
-        silence = asyncio.get_running_loop().call_later(_SILENCE_SECONDS, self._look, instance.id)
+        looks = [
+            asyncio.get_running_loop().call_later(after, self._look, instance.id)
+            for after in (_EVICTED_SECONDS, _SILENCE_SECONDS)
+        ]
         try:
             async with asyncio.timeout(_LONGEST_SECONDS):
                 outcome = await self._load(instance, load.variant)
+            # What Ollama unloaded for it, and whether the model is still there, is in its lists.
+            self._fleet.loaded(instance, load, outcome)
+            await self._read(instance, _READ_SECONDS)
         except TimeoutError:
-            outcome = LOAD_FAILED.outcome(f"it was not loaded in {_LONGEST_SECONDS:g} s")
+            late = f"it was not loaded in {_LONGEST_SECONDS:g} s"
+            outcome = Outcome(verdict=Verdict.NEUTRAL, kind="timeout", error=late)
         except BalancerError as error:
             outcome = self._failed(instance, load, error)
         except Exception as error:  # noqa: BLE001 - a boundary of tasks, see above
@@ -114,7 +127,8 @@ class Loader:
             self._log.error("load_defect", instance=instance.id, exc_info=error)
         finally:
             gate.cancel()
-            silence.cancel()
+            for look in looks:
+                look.cancel()
             if promise is not None:
                 self._memory.settle(promise)
             self._ended(instance, load, outcome)
@@ -157,7 +171,6 @@ class Loader:
         model = load.variant.model
         if outcome.verdict is Verdict.SUCCESS:
             self._metrics.model_load_duration.labels(model).observe(seconds)
-            self._look(instance.id)
         elif outcome.verdict is Verdict.FAILURE:
             self._metrics.errors.labels(instance.id, model, outcome.kind).inc()
         self._log.info(

@@ -129,6 +129,13 @@ class Prober:
         if renewing:
             await asyncio.wait(renewing, timeout=wait_seconds)
 
+    async def read(self, instance: Instance, wait_seconds: float) -> None:
+        """Read the lists of one instance now, and wait for that at most so long."""
+        now = self._looked_at[instance.id] = self._clock.monotonic()
+        self._renew(instance, now)
+        if (renewal := self._renewing.get(instance.id)) is not None:
+            await asyncio.wait((renewal.task,), timeout=wait_seconds)
+
     def changed(self) -> None:
         """Models were changed through us: no list that was read before is fresh any more."""
         self._changed_at = self._clock.monotonic()

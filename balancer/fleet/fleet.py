@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from balancer.clock import Clock, SystemClock
 from balancer.core.names import ModelName
-from balancer.core.ticket import InstanceId, Lease, Outcome
+from balancer.core.ticket import InstanceId, Lease, Outcome, Verdict
 from balancer.core.variant import Variant
 from balancer.fleet.instance import Instance
 from balancer.fleet.residency import Row
@@ -141,10 +141,14 @@ class Fleet:
         instance.load_began(variant, now + patience_seconds)
         return Load(variant, instance.incarnation, now)
 
+    def loaded(self, instance: Instance, load: Load, outcome: Outcome) -> None:
+        """A load was answered; it is believed until a list that was read later tells otherwise."""
+        if outcome.verdict is Verdict.SUCCESS and load.incarnation == instance.incarnation:
+            instance.residency.loaded(load.variant, self._clock.monotonic())
+
     def load_ended(self, instance: Instance, load: Load, outcome: Outcome) -> None:
-        """A load ended. A success is believed until a list that was read later tells otherwise; a
-        failure counts against the model there. What belongs to an earlier incarnation changes nothing
-        else."""
+        """A load ended. A failure counts against what is to blame for it. What belongs to an earlier
+        incarnation changes nothing else."""
         current = load.incarnation == instance.incarnation
         now = self._clock.monotonic()
         instance.load_ended(load.variant, outcome, began_at=load.began_at, now=now, current=current)

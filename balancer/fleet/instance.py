@@ -176,7 +176,6 @@ class Instance:
         if not current:
             return
         if outcome.verdict is Verdict.SUCCESS:
-            self.residency.loaded(variant, now)
             self.breakers.forget_variant(variant)
         elif outcome.kind == "rejected":
             self.residency.let_through(variant)

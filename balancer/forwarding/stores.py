@@ -103,11 +103,11 @@ class Stores:
         return self._concerned(operation)
 
     def _concerned(self, operation: Operation) -> Sequence[Instance]:
-        """One usable instance of each store."""
+        """One usable instance of each store, one that is not drained where there is one."""
         by_store: dict[str, Instance] = {}
         model = operation.variant.model if operation.variant else None
         needs_model = operation.upstream_path in {"/api/delete", "/api/copy"}
-        for instance in self._fleet.usable():
+        for instance in sorted(self._fleet.usable(), key=lambda each: each.drained):
             if model is None or not needs_model or instance.holds(model):
                 by_store.setdefault(instance.store, instance)
         if not by_store and needs_model and model is not None and self._fleet.usable():

@@ -59,6 +59,13 @@ class Tail:
         self._line_open = not chunk.endswith(b"\n")
         self.data = chunk[-TAIL_BYTES:] if len(chunk) >= TAIL_BYTES else (self.data + chunk)[-TAIL_BYTES:]
 
+    @property
+    def last_line(self) -> bytes:
+        """The last line that is not empty, without what marks it as an event's; cut at its end where
+        it is longer than what is kept."""
+        line = self.head if len(self.head) < HEAD_BYTES else self.data.rstrip().rsplit(b"\n", 1)[-1]
+        return line.strip().removeprefix(b"data: ")
+
 
 _STRING = rb'"(?:[^"\\]|\\.)*"'
 _DONE_AT_HEAD = re.compile(rb"\{(?:" + _STRING + rb":" + _STRING + rb',)*"done":(true|false)')

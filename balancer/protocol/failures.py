@@ -49,7 +49,7 @@ _RULES: tuple[tuple[frozenset[int], Failure, tuple[str, ...]], ...] = (
     # server/sched.go ErrMaxQueue: the scheduler's queue is full, which says that loads wait there.
     (frozenset({503}), BUSY, ("maximum pending requests exceeded", "server busy")),
     # server/routes.go: the model, or a file of it, is not in this instance's store.
-    (frozenset({404}), MODEL_MISSING, ("model '", 'model "', "try pulling it first", "no such file")),
+    (frozenset({404}), MODEL_MISSING, ("' not found", '" not found', "no such file")),
     # llm/status.go, isOutOfMemory; server/sched.go and llm/server.go for the estimate before a load.
     (
         frozenset({500}),
@@ -103,6 +103,8 @@ _RULES: tuple[tuple[frozenset[int], Failure, tuple[str, ...]], ...] = (
             "unable to load model",
         ),
     ),
+    # The model cannot do what is asked, wherever it is.
+    (frozenset({501}), REQUEST, ("does not support",)),
     # api/types.go, server/prompt.go, template: the request, or the model's template, would fail anywhere.
     (
         frozenset({500}),
@@ -110,6 +112,7 @@ _RULES: tuple[tuple[frozenset[int], Failure, tuple[str, ...]], ...] = (
         (
             'option "',
             "invalid option",
+            "invalid format: ",
             "invalid tool call arguments",
             "error parsing tool call",
             "template: ",
@@ -142,5 +145,5 @@ def error_message(body: bytes | None, *, limit: int = 300) -> str:
         told = None
     if isinstance(told, dict):
         told = told.get("message")
-    text = " ".join((told if isinstance(told, str) else raw.decode("utf-8", "replace")).split())
+    text = " ".join((told if isinstance(told, str) else raw.decode("utf-8", "replace")).splitlines()).strip()
     return text if len(text) <= limit else text[: limit - 1] + "…"

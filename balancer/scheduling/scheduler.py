@@ -6,6 +6,7 @@ configuration would get them all.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from random import Random
 
 from balancer.core.decision import Considered, Decision, Standing
@@ -14,6 +15,17 @@ from balancer.core.variant import Variant
 from balancer.core.views import FleetView, InstanceView
 from balancer.scheduling.filters import BREAKER_OPEN, FAILED_BEFORE, FILTERS, HOLDS, MODEL_NOT_THERE
 from balancer.scheduling.strategies import STRATEGIES
+
+PATIENCE_SECONDS = 1.0
+"""So long a request waits for the load that its strategy began, before it goes where none is needed."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadBegun:
+    """A load that was begun for a ticket, and until when it waits for that alone (monotonic seconds)."""
+
+    instance: InstanceId
+    alone_until: float
 
 
 class Scheduler:
@@ -31,12 +43,12 @@ class Scheduler:
             self._strategy = STRATEGIES[strategy](self._random)
             self._name = strategy
 
-    def decide(self, ticket: Ticket, now: float, *, load_at: InstanceId | None = None) -> Decision:
+    def decide(self, ticket: Ticket, now: float, *, begun: LoadBegun | None = None) -> Decision:
         """The decision at `now` (monotonic seconds). Where it says PICKED or LOAD the caller must take
         the slot, or begin the load, before anything else can happen; the strategy has counted the pick.
 
-        `load_at` is where a load was begun for this ticket: it waits for that one, or for a slot where
-        the variant is resident, and no second load is begun for it.
+        `begun` is the load that was begun for this ticket. For a moment it waits for that alone, so that
+        a strategy's order holds; then it goes wherever the variant is resident, too.
         """
         considered: dict[InstanceView, Considered] = {}
         able: list[InstanceView] = []
@@ -51,14 +63,14 @@ class Scheduler:
         free, wake_at = self._free(ticket, able, considered, now)
         if ticket.needs_slot and ticket.variant is not None:
             free = _without_second_load(
-                ticket.variant, load_at, able=able, free=free, considered=considered, now=now
+                ticket.variant, begun, able=able, free=free, considered=considered, now=now
             )
             wake_at += [each.load_overdue_at for each in able if each.loading and each.load_overdue_at > now]
             wake_at += _reopenings(ticket.variant, considered, now)
         if free:
-            chosen = self._pick(ticket, free, considered, load_at)
+            chosen = self._pick(ticket, free, considered, begun)
             standing = self._standing(ticket, chosen)
-            wake = min(wake_at, default=None) if standing is Standing.LOAD else None
+            wake = now + PATIENCE_SECONDS if standing is Standing.LOAD else None
             return self._decision(ticket, now, standing, considered, chosen, next_wake_at=wake)
         if able:
             wake_at += [each.held_until for each in considered if each.held_until > now]
@@ -108,9 +120,9 @@ class Scheduler:
         ticket: Ticket,
         free: list[InstanceView],
         considered: dict[InstanceView, Considered],
-        load_at: InstanceId | None,
+        begun: LoadBegun | None,
     ) -> InstanceView:
-        loaded_for_it = next((each for each in free if each.id == load_at), None)
+        loaded_for_it = next((each for each in free if begun and each.id == begun.instance), None)
         if loaded_for_it is not None:
             return loaded_for_it  # the strategy has counted it when the load began
         scores: list[float] = []
@@ -161,26 +173,29 @@ def _narrow(
 
 def _without_second_load(
     variant: Variant,
-    load_at: InstanceId | None,
+    begun: LoadBegun | None,
     *,
     able: list[InstanceView],
     free: list[InstanceView],
     considered: dict[InstanceView, Considered],
     now: float,
 ) -> list[InstanceView]:
-    """While the variant is being loaded somewhere, or once it was for this ticket, only those where it
-    is resident: one cold model is loaded in one place after the other, as slots there run out. A load
-    that is overdue, or where the newest probe failed, is not waited for."""
-    under_way = any(
-        each.loading == variant and not each.suspect and now < each.load_overdue_at for each in able
-    ) or any(each.id == load_at and each.warm(variant) for each in free)
-    if not under_way:
+    """While the variant is being loaded somewhere, only those where it is resident: one cold model is
+    loaded in one place after the other, as slots there run out. A load that is overdue, or where the
+    newest probe failed, is not waited for."""
+    loading = [
+        each for each in able if each.loading == variant and not each.suspect and now < each.load_overdue_at
+    ]
+    own = begun is not None and any(each.id == begun.instance for each in loading + free)
+    if not loading and not own:
         return free
-    warm = [each for each in free if each.warm(variant)]
+    left = [each for each in free if each.warm(variant)]
+    if begun is not None and own and now < begun.alone_until:
+        left = [each for each in left if each.id == begun.instance]
     for left_out in free:
-        if left_out not in warm:
-            considered[left_out] = Considered(instance=left_out.id, filtered="being loaded elsewhere")
-    return warm
+        if left_out not in left:
+            considered[left_out] = Considered(instance=left_out.id, filtered="waits for a load")
+    return left
 
 
 def _reopenings(variant: Variant, considered: Mapping[InstanceView, Considered], now: float) -> list[float]:

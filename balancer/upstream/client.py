@@ -16,6 +16,8 @@ from balancer.upstream.exchange import Exchange
 from balancer.upstream.pool import Pool
 
 _TARGET = re.compile(r"/[\x21-\x7e]*")
+_STALE_SECONDS = 1.0
+"""A connection that had been closed shows it at once; one that is lost later was lost to the request."""
 _FORBIDDEN = re.compile(r"[\r\n\0]")
 
 
@@ -71,7 +73,7 @@ class UpstreamClient:
             pool.idle_seconds = self._idle_seconds if url in urls else 0.0
             if url not in urls:
                 pool.close_idle()
-                if not pool.open:
+                if not pool.in_use:
                     del self._pools[url]
 
     async def exchange(self, url: str, request: UpstreamRequest) -> Exchange:
@@ -90,10 +92,12 @@ class UpstreamClient:
         pool = self.pool(url)
         kept = pool.take_idle() if request.replayable else None
         if kept is not None:
+            loop = asyncio.get_running_loop()
+            began_at = loop.time()
             try:
                 return await self._try(url, pool, kept, request)
             except ConnectionLost:
-                if kept.heard:
+                if kept.heard or loop.time() - began_at > _STALE_SECONDS:
                     raise
         return await self._try(url, pool, await pool.connect(), request)
 

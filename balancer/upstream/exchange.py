@@ -119,13 +119,15 @@ class Exchange:
 
     async def whole(self, *, limit_bytes: int, within_seconds: float) -> bytes | None:
         """The whole body, which is not taken by this; None where it is longer than the limit, or is not
-        there in that time."""
+        there in that time. Raises InstanceError where it breaks off before."""
         try:
             async with asyncio.timeout(within_seconds):
                 while not self._ended and self._error is None and self._held_bytes <= limit_bytes:
                     await self._more()
         except TimeoutError:
             return None
+        if self._error is not None:
+            raise self._error
         return b"".join(self._chunks) if self._ended and self._held_bytes <= limit_bytes else None
 
     def end_when_silent(self, seconds: float) -> None:

@@ -24,12 +24,18 @@ class Pool:
         self._idle: list[Connection] = []
         self._timers: dict[Connection, asyncio.TimerHandle] = {}
         self._open: set[Connection] = set()
+        self._connecting = 0
         self.connects = 0
 
     @property
     def idle(self) -> int:
         """Connections that wait for use."""
         return len(self._idle)
+
+    @property
+    def in_use(self) -> bool:
+        """Whether a connection is open or being opened."""
+        return bool(self._open or self._connecting)
 
     @property
     def open(self) -> int:
@@ -49,6 +55,7 @@ class Pool:
     async def connect(self) -> Connection:
         """A new connection. Raises ConnectFailed, and NoFiles where we may open no more."""
         self.connects += 1
+        self._connecting += 1
         try:
             async with asyncio.timeout(self.connect_seconds):
                 connection = await self._open_connection()
@@ -62,6 +69,8 @@ class Pool:
                     "too many connections are open; try again soon", retry_after_seconds=1.0
                 ) from error
             raise ConnectFailed(f"the instance cannot be reached ({type(error).__name__})") from error
+        finally:
+            self._connecting -= 1
         if not connection.closed:
             self._open.add(connection)
         return connection

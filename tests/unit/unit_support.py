@@ -169,7 +169,7 @@ def instance(
     name: str,
     *,
     up: bool = True,
-    models: Iterable[str] | None = ("m",),
+    models: Iterable[str] | None = ("m"),
     thresholds: tuple[int, int] = (3, 2),
     cold: bool = False,
     breaker: BreakerPolicy | None = None,
@@ -184,6 +184,8 @@ def instance(
     )
     if up:
         made.health.succeeded(0.0)
+    else:
+        made.health.failed("not up yet", 0.0, refused=False)
     if models is not None:
         rows = [{"name": each} for each in models]
         made.read_inventory(models=rows, runners=() if cold else rows, slots={}, at=0.0)
@@ -222,7 +224,9 @@ def house(
         queue=queue,
         scheduler=Scheduler(fleet, strategy=strategy, random=Random(1)),
         clock=clock,
-        load=lambda where, variant: loads.append((where, fleet.load_began(where, variant, patience_seconds=60.0))),
+        load=lambda where, variant: loads.append(
+            (where, fleet.load_began(where, variant, patience_seconds=60.0))
+        ),
         on_decision=decided,
     )
     return House(fleet, queue, dispatcher, decisions, loads)
