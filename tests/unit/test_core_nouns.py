@@ -24,11 +24,17 @@ def test_a_variant_without_runner_options_is_auto() -> None:
 
 @pytest.mark.parametrize("name", sorted(RUNNER_OPTIONS))
 def test_every_runner_option_makes_another_variant(name: str) -> None:
-    variant = Variant.of(M, {name: 7})
+    one, other = (True, False) if name == "use_mmap" else (7, 8)
+    variant = Variant.of(M, {name: one})
 
     assert not variant.auto
     assert variant != Variant(M)
-    assert variant != Variant.of(M, {name: 8})
+    assert variant != Variant.of(M, {name: other})
+
+
+@pytest.mark.parametrize("options", [{"num_ctx": "7"}, {"num_ctx": True}, {"num_ctx": 7.5}, {"use_mmap": 1}])
+def test_a_value_that_the_option_cannot_have_makes_no_variant(options: dict[str, object]) -> None:
+    assert Variant.of(M, options).auto
 
 
 def test_the_order_of_options_does_not_matter() -> None:
