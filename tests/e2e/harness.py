@@ -222,6 +222,10 @@ class BalancerProcess:
         """The wide events of the requests that ended."""
         return wide_events(self.child.err.read_text())
 
+    def log(self) -> list[dict[str, Any]]:
+        """Its log so far."""
+        return [json.loads(line) for line in self.child.err.read_text().splitlines()]
+
     def all_usable(self) -> bool:
         """Whether every instance answers its probes."""
         usable, _, total, *_ = httpx.get(f"{self.url}/readyz", trust_env=False).text.split()

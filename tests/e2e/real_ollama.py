@@ -190,8 +190,11 @@ class Behind:
 
     def running(self) -> list[int]:
         """How many leases are out at each server."""
-        by_url = {each["url"]: each["running"] for each in self._told("instances")}
-        return [by_url[each.url] for each in self.servers]
+        return self._counted("running")
+
+    def cooling(self) -> list[int]:
+        """How many slots at each server are back and not lent yet."""
+        return self._counted("cooling")
 
     def live(self) -> int:
         """How many requests are under way."""
@@ -201,6 +204,14 @@ class Behind:
         """The requests that ended, the newest first."""
         return self._told("requests", "recent")
 
+    def loads(self) -> dict[str, list[str]]:
+        """How the loads that the balancer began at each server ended, as its log tells."""
+        ended: dict[str, list[str]] = {each.url: [] for each in self.servers}
+        for line in self.balancer.log():
+            if line["event"] == "load_ended":
+                ended[f"http://{line['instance']}"].append(line["outcome"])
+        return ended
+
     def outcome(self, request: str) -> str:
         """How the request of an id ended, empty while it runs."""
         return next((each["outcome"] for each in self.recent() if each["id"] == request), "")
@@ -209,6 +220,10 @@ class Behind:
         """The server that gave an answer, by the answer's headers."""
         named = headers["X-Balancer-Instance"]
         return next(each for each in self.servers if each.url.endswith(f"//{named}"))
+
+    def _counted(self, what: str) -> list[int]:
+        by_url = {each["url"]: each[what] for each in self._told("instances")}
+        return [by_url[each.url] for each in self.servers]
 
     def _told(self, path: str, key: str = "") -> list[dict[str, Any]]:
         # Without TLS: to read the certificates would take longer than the answer.
