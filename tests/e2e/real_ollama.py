@@ -1,7 +1,8 @@
 """Real `ollama serve` processes on free ports of this machine, with tiny models in stores of their own.
 
 The binary is named by OLLAMA_BINARY, the folder of the models' GGUF files by OLLAMA_TEST_GGUF. `say`,
-`tool` and `think` always answer the same, `t` and `m` say random words for ever, `e` embeds.
+`tool` and `think` always answer the same, `t` and `m` say random words until they happen to end, `m` more
+slowly, `e` embeds.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ BINARY = os.environ.get("OLLAMA_BINARY", "")
 GGUF = Path(os.environ.get("OLLAMA_TEST_GGUF", "") or "nowhere")
 CAST = Cast(chat="say", tools="tool", thinker="think", embedder="e")
 RANDOM = Cast(chat="t", tools="tool", thinker="think", embedder="e")
+SLOW = Cast(chat="m", tools="tool", thinker="think", embedder="e")
 MODELS = ("t", "m", "e", "tool", "think", "say")
 
 needs_ollama = [

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from client_talks import TALKERS, Talker, conversations, leave, talk
 from harness import BalancerProcess, until
-from real_ollama import CAST, RANDOM, RealOllama, needs_ollama
+from real_ollama import CAST, RANDOM, SLOW, RealOllama, needs_ollama
 
 pytestmark = needs_ollama
 
@@ -48,7 +48,7 @@ async def test_client_that_leaves_ends_the_work_at_the_real_server(
     before = sum(each.served(path) for each in pair for path in paths)
     told = len(balanced.finished())
 
-    await leave(talker, balanced.url, RANDOM)
+    await leave(talker, balanced.url, SLOW)
 
     await until(lambda: sum(each.served(path) for each in pair for path in paths) == before + 1)
     await until(lambda: len(balanced.finished()) == told + 1)
