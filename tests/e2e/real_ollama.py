@@ -1,8 +1,8 @@
 """Real `ollama serve` processes on free ports of this machine, with tiny models in stores of their own.
 
 The binary is named by OLLAMA_BINARY, the folder of the models' GGUF files by OLLAMA_TEST_GGUF. `say`,
-`tool` and `think` always answer the same, `t` and `m` say random words until they happen to end, `m` more
-slowly, `e` embeds.
+`tool` and `think` always answer the same, `t` says random words until it happens to end, `m` says the same
+words for long and slowly, `e` embeds.
 """
 
 from __future__ import annotations
@@ -265,9 +265,11 @@ def fill(url: str, *names: str) -> None:
 
 
 def model_fields(name: str, digest: str) -> dict[str, Any]:
-    """How a model is created from a blob; one thread, so that several fit on a small machine."""
+    """How a model is created from a blob; one thread, so that several fit on a small machine. The OpenAI
+    paths set a temperature where none is asked for, so that `m` is made greedy by its top_k."""
     template = {"e": None, "think": _THOUGHTS}.get(name, TEMPLATE)
-    return {"files": {f"{name}.gguf": digest}, "template": template, "parameters": {"num_thread": 1}}
+    parameters = {"num_thread": 1, "top_k": 1} if name == "m" else {"num_thread": 1}
+    return {"files": {f"{name}.gguf": digest}, "template": template, "parameters": parameters}
 
 
 def copy_store(store: Path, folder: Path) -> Path:

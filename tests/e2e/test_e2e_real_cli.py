@@ -56,7 +56,7 @@ def test_show_tells_what_a_model_can_do(run: Command) -> None:
 
 def test_run_prints_an_answer_and_ps_the_runner(run: Command) -> None:
     assert run("run", "say", "Hello").startswith("Hello there, café naïve ☃ 😀")
-    assert "say:latest" in column(run("ps"))
+    wait_for(lambda: "say:latest" in column(run("ps")), about="the runner in a list read since")
 
 
 def test_stop_unloads_at_every_server(apart: Behind, run: Command) -> None:

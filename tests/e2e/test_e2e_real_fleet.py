@@ -65,7 +65,7 @@ async def test_killed_server_breaks_its_stream_off_and_the_other_serves_on(
 ) -> None:
     with behind([store, copy_store(store, tmp_path / "models")], tmp_path) as started:
         async with http(started.url) as client:
-            body = {"model": "m", "prompt": "go on", "options": FOREVER}
+            body = {"model": "m", "prompt": "hi", "options": FOREVER}
             async with client.stream("POST", "/api/generate", json=body) as stream:
                 lines = stream.aiter_lines()
                 await anext(lines)
