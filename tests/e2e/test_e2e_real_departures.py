@@ -166,9 +166,9 @@ async def test_model_in_constant_use_makes_room_for_another(store: Path, tmp_pat
         async with http(started.url) as client, asyncio.TaskGroup() as group:
             ask_on = [group.create_task(keep_asking(client, tokens, asked)) for tokens in (83, 101, 127)]
             await until(lambda: started.running() == [2] and len(asked) > 2)
-            limit = {"X-Balancer-Timeout": str(PATIENCE_SECONDS)}
+            limit = {"X-Balancer-Timeout": str(3 * PATIENCE_SECONDS)}
             other = await client.post(
-                "/api/chat", json=COLD["/api/chat"], headers=limit, timeout=PATIENCE_SECONDS
+                "/api/chat", json=COLD["/api/chat"], headers=limit, timeout=3 * PATIENCE_SECONDS
             )
             served = len(asked)
             await until(lambda: len(asked) >= served + 4)
