@@ -31,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for what in verdict.account.violations[:_SHOWN_VIOLATIONS]:
                 print(f"    {what}", flush=True)
     if chosen.markdown:
-        chosen.markdown.write_text(markdown(verdicts, short=chosen.short))
+        before = chosen.markdown.read_text() if chosen.markdown.exists() else ""
+        chosen.markdown.write_text(markdown(verdicts, short=chosen.short, before=before))
     failed = [each.key for each in verdicts if not each.holds]
     print(f"do not hold: {', '.join(failed)}" if failed else "all hold")
     return 1 if failed else 0
@@ -42,7 +43,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rows", help=f"of {', '.join(keys())}; all by default")
     parser.add_argument("--short", action="store_true", help="a few seconds each, with fewer clients")
     parser.add_argument("--parallel", type=int, default=1, help="so many rows at once")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there")
+    parser.add_argument(
+        "--markdown", type=Path, metavar="FILE", help="write the table there, or renew its rows"
+    )
     return parser
 
 

@@ -34,6 +34,13 @@ def sent_between(scene: Scene, begin: str, end: str) -> list[Sent]:
     return [each for each in requests if scene.at[begin] <= each.at < scene.at[end]]
 
 
+def loads_between(scene: Scene, begin: str, end: str) -> list[Sent]:
+    """What the balancer loaded, or tried to load, at the first instance in that time."""
+    return [
+        each for each in scene.fleet.first.passthrough.loads if scene.at[begin] <= each.at < scene.at[end]
+    ]
+
+
 async def until_a_stream_runs(scene: Scene) -> None:
     """Return once the first instance is in the middle of an answer."""
     await until(lambda: any(each.body and not each.over for each in scene.fleet.first.passthrough.requests))
@@ -42,6 +49,12 @@ async def until_a_stream_runs(scene: Scene) -> None:
 async def until_down(scene: Scene) -> None:
     """Let the fault last until an instance was marked down, or for long; the check tells."""
     await until(lambda: downs(scene))
+
+
+async def behave_once_down(scene: Scene) -> None:
+    """As `behave`, when the instance was found out."""
+    await until_down(scene)
+    await behave(scene)
 
 
 def struck(scene: Scene, seen: object, what: str) -> list[str]:

@@ -22,7 +22,6 @@ from typing import Any
 
 import aiohttp
 
-from balancer.settings import Settings
 from balancer.simulator import ServerConfig, ServiceRates, SimulatedOllama
 from tests.faults.passthrough import Passthrough
 from tests.faults.talks import CHAT, EMBEDDER
@@ -226,6 +225,15 @@ class BalancerProcess:
         ]
         return told
 
+    async def metric(self, name: str) -> float:
+        """The value of a metric without labels."""
+        lines = (await self.get("/metrics", admin=True))[1].decode().splitlines()
+        return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
+
+    async def retries_refused(self) -> int:
+        """How many further tries its budget did not allow."""
+        return int(await self.metric("balancer_retries_refused_total"))
+
     async def until_ready_is(self, status: int) -> None:
         """Return once /readyz answers so."""
         async with asyncio.timeout(_PATIENCE_SECONDS):
@@ -298,7 +306,7 @@ async def running(
         attached = [
             {"name": each.name, "url": each.passthrough.url, "slots": served.slots} for each in instances
         ]
-        whole = merged(_SETTINGS, known(settings), {"instances": attached})
+        whole = merged(_SETTINGS, settings, {"instances": attached})
         balancer = BalancerProcess(folder, whole, session)
         stack.push_async_callback(balancer.end)
         await balancer.opened()
@@ -318,16 +326,6 @@ def merged(*trees: Mapping[str, Any]) -> dict[str, Any]:
                 merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
             )
     return whole
-
-
-def known(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings without those of a group that this balancer does not have yet."""
-    kept: dict[str, Any] = {}
-    for name, value in settings.items():
-        group = Settings.model_fields[name].annotation
-        fields = getattr(group, "model_fields", None)
-        kept[name] = {key: each for key, each in value.items() if key in fields} if fields else value
-    return kept
 
 
 async def until(holds: Callable[[], object], seconds: float = _PATIENCE_SECONDS) -> bool:

@@ -17,13 +17,18 @@ from tests.faults.passthrough import Sent
 _BROKEN_OUTCOMES = frozenset({"truncated", "unfinished", "error_record"})
 _ALWAYS = frozenset({Seen.WHOLE, Seen.LEFT})
 _DEFECTS = ("request_failed", "probe_failed")
+_NOT_OF_INSTANCES = frozenset(
+    {"queue_full", "no_instance", "deadline", "body_budget", "no_files", "stopping", "unknown_model"}
+)
+"""Outcomes that the balancer decides on itself: no retry was refused there."""
 _NOTICE_SECONDS = 1.0
 """So long after its client has left a request may still be sent, for all that a busy machine does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """What came of all requests of a run."""
+    """What came of all requests of a run; `over_budget` were told an instance's error since the balancer
+    had no retry left for them."""
 
     requests: int
     whole: int
@@ -31,6 +36,7 @@ class Account:
     broken: int
     left: int
     retried: int
+    over_budget: int
     violations: tuple[str, ...]
 
 
@@ -49,8 +55,10 @@ def settle_accounts(
     sent: Sequence[Sent],
     *,
     allows: Callable[[View], bool],
+    refused_retries: int = 0,
 ) -> Account:
-    """Compare the three. `allows` says which answers, beside whole ones, the row permits."""
+    """Compare the three. `allows` says which answers, beside whole ones, the row permits. Beyond those,
+    as many may be told an instance's error as the balancer counts retries that it refused."""
     logged: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for event in events:
         if event["event"] == "request_finished" and event["method"] == "POST":
@@ -60,9 +68,14 @@ def settle_accounts(
         lines[each.request_id].append(each)
     violations = [f"{each['event']}: {each}" for each in events if each["event"] in _DEFECTS]
     violations += _strangers({each.request_id for each in views}, logged, lines)
+    over_budget = 0
     for view in views:
         evidence = Evidence(view=view, events=logged[view.request_id], sent=lines[view.request_id])
-        wrong = [*_of_client(evidence, allows), *_of_log(evidence), *_of_lines(evidence)]
+        of_client = _of_client(evidence, allows)
+        if of_client and over_budget < refused_retries and _failed_at_an_instance(evidence):
+            of_client = []
+            over_budget += 1
+        wrong = [*of_client, *_of_log(evidence), *_of_lines(evidence)]
         violations += [f"{view.request_id} ({view.talk.name}): {what}" for what in wrong]
     count = Counter(view.seen for view in views)
     return Account(
@@ -72,8 +85,15 @@ def settle_accounts(
         broken=count[Seen.BROKEN],
         left=count[Seen.LEFT],
         retried=sum(1 for each in logged.values() if any(event.get("attempts", 0) > 1 for event in each)),
+        over_budget=over_budget,
         violations=tuple(violations),
     )
+
+
+def _failed_at_an_instance(evidence: Evidence) -> bool:
+    """Whether a client was told before any byte of an answer what an instance met."""
+    outcomes = {event["outcome"] for event in evidence.events}
+    return evidence.view.seen is Seen.TOLD and bool(evidence.sent) and not outcomes & _NOT_OF_INSTANCES
 
 
 def _strangers(known: set[str], *tables: Iterable[str]) -> list[str]:

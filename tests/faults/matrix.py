@@ -7,11 +7,12 @@ import logging
 import uvloop
 
 from tests.faults.rows import ROWS
+from tests.faults.rows_answers import ANSWER_ROWS
 from tests.faults.rows_clients import CLIENT_ROWS
 from tests.faults.runs import RUNS
 from tests.faults.scene import Row, Verdict, play
 
-_NUMBERED = sorted((*ROWS, *CLIENT_ROWS), key=lambda row: int(row.key))
+_NUMBERED = sorted((*ROWS, *ANSWER_ROWS, *CLIENT_ROWS), key=lambda row: int(row.key))
 _ALL = {row.key: row for row in (*_NUMBERED, *RUNS)}
 
 

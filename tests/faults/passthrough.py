@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 import re
 import socket
 import struct
@@ -23,6 +24,8 @@ import httptools
 _MARKER = re.compile(rb"marker-[0-9a-f]+")
 _RESET = struct.pack("ii", 1, 0)
 _BACKLOG = 1024
+_OWN_AGENT = "ollama-balancer"
+"""What the balancer calls itself where it asks for no client."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -31,6 +34,7 @@ class Sent:
 
     `place` is its number on its connection `link`, from 1. `said` is whether a byte went back at all,
     `complete_at` when the answer was whole, `closed_at` when the connection ended before that.
+    `loads` is the model that the balancer loads by it, for no client in particular.
     """
 
     instance: str
@@ -40,7 +44,9 @@ class Sent:
     method: str = ""
     path: str = ""
     request_id: str = ""
+    agent: str = ""
     marker: str = ""
+    loads: str = ""
     status: int = 0
     body: bytearray = field(default_factory=bytearray)
     said: bool = False
@@ -50,7 +56,7 @@ class Sent:
 
     @property
     def inference(self) -> bool:
-        """Whether it is a client's work, and no probe."""
+        """Whether it is work, and no probe."""
         return self.method == "POST" and self.path != "/api/show"
 
     @property
@@ -93,8 +99,13 @@ class Passthrough:
 
     @property
     def requests(self) -> list[Sent]:
-        """What came that is no probe."""
-        return [each for each in self.sent if each.inference]
+        """What came for clients: no probe, and no load by the balancer."""
+        return [each for each in self.sent if each.inference and not each.loads]
+
+    @property
+    def loads(self) -> list[Sent]:
+        """The balancer's own loads."""
+        return [each for each in self.sent if each.loads]
 
     @property
     def busy(self) -> int:
@@ -202,8 +213,12 @@ class Link(asyncio.Protocol):
         self._sent.path += url.decode("latin-1")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if name.lower() == b"x-request-id" and self._sent is not None:
-            self._sent.request_id = value.decode("latin-1")
+        assert self._sent is not None
+        match name.lower():
+            case b"x-request-id":
+                self._sent.request_id = value.decode("latin-1")
+            case b"user-agent":
+                self._sent.agent = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
         assert self._sent is not None
@@ -218,6 +233,7 @@ class Link(asyncio.Protocol):
         self._raw.clear()
         found = _MARKER.search(raw)
         sent.marker = found.group().decode() if found else ""
+        sent.loads = _loaded_by(sent, raw.partition(b"\r\n\r\n")[2])
         self.owner.sent.append(sent)
         if self.owner.conduct.meet_request(self, sent):
             return
@@ -332,6 +348,19 @@ class Link(asyncio.Protocol):
         if not sent.said:
             sent.said = True
             sent.first_byte_at = time.monotonic()
+
+
+def _loaded_by(sent: Sent, body: bytes) -> str:
+    """The model that a request of the balancer's own loads; empty for any other request."""
+    if sent.agent != _OWN_AGENT or sent.request_id or sent.method != "POST":
+        return ""
+    with contextlib.suppress(ValueError):
+        asked = json.loads(body)
+        if (sent.path == "/api/generate" and "prompt" not in asked) or (
+            sent.path == "/api/embed" and asked.get("input") == []
+        ):
+            return str(asked["model"])
+    return ""
 
 
 class _Back(asyncio.Protocol):

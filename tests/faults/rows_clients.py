@@ -24,9 +24,9 @@ from tests.faults.talks import CHAT_STREAM, CHAT_UNARY, COLD, GENERATE
 CLOSE_SECONDS = 0.5
 _SLOW_BYTES_PER_SECOND = 4096.0
 _SLOW_READERS = 4
-_GRACE_SECONDS, _TELL_SECONDS, _SPARE_SECONDS = 5.0, 1.0, 4.0
-_IN_TRANSIT_SECONDS = 1.0
-_TURNED_AWAY_FOR_JITTER = 50
+_TELL_SECONDS, _SPARE_SECONDS = 2.0, 3.0
+_AT_ONCE_SECONDS, _BUSY_MACHINE = 0.5, 5.0
+_LATE_PAUSE_SECONDS = 0.1
 _UPSTREAM_SECONDS = 30.0
 _UNSENT = Sent(instance="", link=0, place=0, at=0.0)
 
@@ -195,8 +195,6 @@ def herd_was_spread(scene: Scene) -> Iterable[str]:
     told = [view.headers["retry-after"] for view in scene.load.views if "retry-after" in view.headers]
     scene.notes["turned away"] = f"{len(told)}, Retry-After {', '.join(sorted(set(told), key=int))} s"
     yield from struck(scene, told, "request was turned away")
-    if len(told) >= _TURNED_AWAY_FOR_JITTER and len(set(told)) < 2:
-        yield f"all {len(told)} that were turned away were told to come again at the same moment"
     dropped = dropped_connections(scene.fleet.balancer.port)
     scene.notes["connection attempts dropped"] = "not known" if dropped is None else str(dropped)
     if dropped and not scene.short:
@@ -218,19 +216,28 @@ async def all_want_one_model(scene: Scene) -> None:
 
 
 async def count_loads(scene: Scene) -> None:
+    """What the balancer asked for and what the instances did: no client's request carries a load."""
     for each in scene.fleet.instances:
         state = await each.state()
         loads = state["loads"] + state["load_aborts"] - scene.counts[each.name]
-        scene.notes[f"loads at {each.name}"] = str(loads)
-        if loads > 1:
-            scene.found.append(f"{loads} loads of one model were begun at {each.name}")
+        asked = sum(sent.loads == COLD for sent in each.passthrough.loads)
+        if loads > 1 or asked > 1:
+            scene.found.append(f"{asked} loads of one model were asked of {each.name}, and {loads} begun")
+        if loads != asked:
+            scene.found.append(f"{each.name} began {loads} loads, and was asked for {asked}")
 
 
 # -- 32: the operator stops it
 
 
+def grace_seconds(scene: Scene) -> float:
+    """How long answers under way may go on."""
+    return float(scene.fleet.settings["limits"]["stop_seconds"])
+
+
 async def terminate(scene: Scene) -> None:
     """SIGTERM with streams under way: those of the load are short, these are not."""
+    grace = grace_seconds(scene)
     tokens = int(scene.served.decode_rate * 60)
     long = [scene.load.prepare(GENERATE, tokens=tokens) for _ in range(_SLOW_READERS)]
     for view, request in long:
@@ -240,21 +247,53 @@ async def terminate(scene: Scene) -> None:
         scene.found.append("no stream began")
     scene.mark("terminated")
     scene.fleet.balancer.signal(signal.SIGTERM)
-    await asyncio.sleep(0.25)
+    await _until_not_ready(scene)
     scene.load.stop()
-    code = await scene.fleet.balancer.exit_code(_GRACE_SECONDS + _TELL_SECONDS + _SPARE_SECONDS)
-    scene.notes["ended after"] = f"{time.monotonic() - scene.at['terminated']:.1f} s with {code}"
+    await _ask_late(scene, until_at=scene.at["terminated"] + grace - _AT_ONCE_SECONDS)
+    code = await scene.fleet.balancer.exit_code(grace + _TELL_SECONDS + _SPARE_SECONDS)
+    took = time.monotonic() - scene.at["terminated"]
+    scene.notes["ended after"] = f"{took:.1f} s with {code}"
     if code != 0:
         scene.found.append(f"exit code {code} after SIGTERM")
+    if took > grace + _TELL_SECONDS and not scene.short:
+        scene.found.append(f"it took {took:.1f} s to end, with {grace:g} s for answers under way")
+
+
+async def _until_not_ready(scene: Scene) -> None:
+    """Both listeners must say so at once."""
+    balancer = scene.fleet.balancer
+    most = _AT_ONCE_SECONDS * (_BUSY_MACHINE if scene.short else 1)
+    for admin in (False, True):
+        while (told := await balancer.get("/readyz", admin=admin))[0] != 503:
+            if time.monotonic() > scene.at["terminated"] + most:
+                where = "the admin listener" if admin else "the clients' listener"
+                scene.found.append(f"/readyz of {where} is {told} {most:g} s after SIGTERM")
+                break
+    scene.notes["not ready after"] = f"{(time.monotonic() - scene.at['terminated']) * 1000:.0f} ms"
+
+
+async def _ask_late(scene: Scene, *, until_at: float) -> None:
+    """New connections are taken to the end of the grace, and their requests turned away in words."""
+    late: list[View] = []
+    while time.monotonic() < until_at:
+        late.append(await scene.load.ask(CHAT_UNARY))
+        await asyncio.sleep(_LATE_PAUSE_SECONDS)
+    scene.notes["turned away while it stops"] = str(len(late))
+    scene.found += struck(scene, late, "request came while it stopped")
+    scene.found += [
+        f"a request while it stops saw '{view.seen}' {view.status}"
+        for view in late
+        if view.seen is not Seen.TOLD or view.status != 503
+    ]
 
 
 async def signal_twice(scene: Scene) -> None:
     """Another balancer, with streams under way, is told twice."""
-    fleet = scene.fleet
+    fleet, grace = scene.fleet, grace_seconds(scene)
     other = BalancerProcess(fleet.balancer.config.parent, fleet.settings, fleet.balancer.session)
     try:
         await other.opened()
-        load = Load(other.port, name="again", seed=2, patience_seconds=_GRACE_SECONDS)
+        load = Load(other.port, name="again", seed=2, patience_seconds=grace + _SPARE_SECONDS)
         scene.aside.append(load)
         streams = [asyncio.create_task(load.ask(GENERATE, tokens=5000)) for _ in range(_SLOW_READERS)]
         if not await until(lambda: all(view.first_byte_at for view in load.views) and load.views):
@@ -262,7 +301,7 @@ async def signal_twice(scene: Scene) -> None:
         other.signal(signal.SIGTERM)
         await asyncio.sleep(0.2)
         other.signal(signal.SIGTERM)
-        code = await other.exit_code(_GRACE_SECONDS / 2)
+        code = await other.exit_code(grace / 2)
         if code != 1:
             scene.found.append(f"exit code {code} after a second SIGTERM")
         await asyncio.gather(*streams)
@@ -271,18 +310,20 @@ async def signal_twice(scene: Scene) -> None:
 
 
 def is_stopped(scene: Scene, view: View) -> bool:
-    """Long streams are told; who waits or comes late is turned away."""
+    """Long streams are told; who waits or comes late is turned away, and its connection ended."""
     if view.seen is Seen.BROKEN:
         return view.request_id in scene.counts
-    if view.seen is Seen.DROPPED:
-        return view.sent_at >= scene.at["terminated"] - _IN_TRANSIT_SECONDS
-    return is_asked_to_come_again(scene, view) and view.ended_at >= scene.at["terminated"]
+    closed = view.headers.get("connection", "").casefold() == "close"
+    return closed and is_asked_to_come_again(scene, view) and view.ended_at >= scene.at["terminated"]
 
 
 def long_ones_were_told(scene: Scene) -> Iterable[str]:
     long = [view for view in scene.load.views if view.request_id in scene.counts]
     if any(view.seen is not Seen.BROKEN for view in long):
         yield f"long streams ended otherwise than by an error record: {[str(view.seen) for view in long]}"
+    early = [view for view in long if view.ended_at < scene.at["terminated"] + grace_seconds(scene)]
+    if early:
+        yield f"{len(early)} streams were ended before their time was up"
 
 
 CLIENT_ROWS = (
@@ -291,12 +332,14 @@ CLIENT_ROWS = (
     Row(key="29", fault="readers of 4 KB/s on fast streams", requires="read to the end upstream, slot freed",
         inject=read_slowly, cure=wait_for_upstream, check=slow_ones_were_slow, served={"decode_rate": 300.0},
         clients_share=0.25),
-    Row(key="30", fault="2,000 connections at once, twice", requires="none dropped; Retry-After differs",
+    Row(key="30", fault="2,000 connections at once, twice", requires="none dropped; 503 with Retry-After",
         inject=herd, cure=herd, check=herd_was_spread, allows=is_asked_to_come_again,
         short_settings={"limits": {"queue_requests": 60}}),
     Row(key="31", fault="500 requests for one cold model, a tenth leaves", requires="one load an instance",
         inject=all_want_one_model, after=count_loads, served={"load_seconds": 0.5}),
-    Row(key="32", fault="SIGTERM with streams under way, then twice", requires="short ones whole, long told",
+    Row(key="32", fault="SIGTERM with streams under way, then twice",
+        requires="short ones whole, long ones told, new ones told 503",
         inject=terminate, cure=signal_twice, check=long_ones_were_told, allows=is_stopped,
+        settings={"limits": {"stop_seconds": 5.0}}, short_settings={"limits": {"stop_seconds": 2.0}},
         ends_balancer=True),
 )  # fmt: skip

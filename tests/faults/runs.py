@@ -86,23 +86,32 @@ async def _reload_all(scene: Scene, *, reloads: int, pause: float) -> None:
     bad = _bad_files(good)
     for number in range(reloads):
         due = time.monotonic() + pause
+        before = await _told(scene)
         if number % 5 == 4:
-            before = await _told(scene)
             await _reload(scene, bad[number // 5 % len(bad)], _REFUSED)
             if await _told(scene) != before:
                 scene.found.append("a bad file changed what runs")
         else:
-            await _reload(scene, json.dumps(_variation(good, number)), _RELOADED)
+            wanted = _variation(good, number)
+            await _reload(scene, json.dumps(wanted), _RELOADED)
+            told = await _told(scene)
+            if told[0] == before[0] or told[1:] != [
+                (each["url"], each["weight"]) for each in wanted["instances"]
+            ]:
+                scene.found.append(f"a good file did not change what runs: {told}")
         await asyncio.sleep(max(0.0, due - time.monotonic()))
-    scene.notes["reloads"] = (
-        f"{len(balancer.events(_RELOADED))} taken, {len(balancer.events(_REFUSED))} refused"
-    )
+    taken, refused = len(balancer.events(_RELOADED)), len(balancer.events(_REFUSED))
+    scene.notes["reloads"] = f"{taken} taken, {refused} refused"
+    if taken + refused != reloads:
+        scene.found.append(f"{reloads} reloads were asked for, and {taken + refused} done")
 
 
 def _variation(good: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """Another good file: weights and the strategy change."""
+    """Another good file: weights and the strategy change, and one in three leaves an instance out."""
     weights = [1.0 + (number + place) % 3 for place in range(len(good["instances"]))]
     instances = [{**each, "weight": weight} for each, weight in zip(good["instances"], weights, strict=True)]
+    if number % 3 == 1:
+        del instances[number % len(instances)]
     strategy = ("weighted_round_robin", "least_connections")[number % 2]
     return merged(good, {"instances": instances, "strategy": strategy})
 
@@ -117,9 +126,11 @@ async def _reload(scene: Scene, text: str, wanted: str) -> None:
         scene.found.append(f"no {wanted} within {seconds:g} s of SIGHUP")
 
 
-async def _told(scene: Scene) -> list[tuple[object, ...]]:
-    """What runs, as far as it is told: the instances and their weights."""
-    return [(each["id"], each["url"], each["weight"]) for each in await scene.fleet.balancer.instances()]
+async def _told(scene: Scene) -> list[object]:
+    """What runs, as far as it is told: the configuration's id, then the instances and their weights."""
+    balancer = scene.fleet.balancer
+    config = json.loads((await balancer.get("/admin/v1/config", admin=True))[1])["config"]
+    return [config, *((each["url"], each["weight"]) for each in await balancer.instances())]
 
 
 async def compare_with_direct(scene: Scene) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -124,7 +124,8 @@ async def play(row: Row, *, short: bool, seed: int = 1) -> Verdict:
             scene = Scene(fleet=fleet, load=load, short=short, served=served, random=Random(seed))
             await _perform(row, scene)
             left = [] if row.ends_balancer else await _left_over(fleet)
-            account = _reckon(row, scene, left)
+            refused = 0 if row.ends_balancer else await fleet.balancer.retries_refused()
+            account = _reckon(row, scene, left, refused)
     return Verdict(
         key=row.key,
         fault=row.fault,
@@ -174,7 +175,7 @@ async def _left_over(fleet: Fleet) -> list[str]:
         await asyncio.sleep(_LOOK_SECONDS)
 
 
-def _reckon(row: Row, scene: Scene, left: Iterable[str]) -> Account:
+def _reckon(row: Row, scene: Scene, left: Iterable[str], refused_retries: int) -> Account:
     aside = {view.request_id for load in scene.aside for view in load.views}
     sent = [sent for each in scene.fleet.instances for sent in each.passthrough.requests]
     account = settle_accounts(
@@ -182,14 +183,10 @@ def _reckon(row: Row, scene: Scene, left: Iterable[str]) -> Account:
         scene.fleet.balancer.events(),
         [each for each in sent if each.request_id not in aside],
         allows=lambda view: view.seen in row.permits or row.allows(scene, view),
+        refused_retries=refused_retries,
     )
+    loads = sum(len(each.passthrough.loads) for each in scene.fleet.instances)
+    if loads:
+        scene.notes["loads by the balancer"] = str(loads)
     more = (*account.violations, *scene.found, *left, *row.check(scene))
-    return Account(
-        requests=account.requests,
-        whole=account.whole,
-        told=account.told,
-        broken=account.broken,
-        left=account.left,
-        retried=account.retried,
-        violations=more,
-    )
+    return replace(account, violations=more)

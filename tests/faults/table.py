@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tests.faults.matrix import find_row
+from tests.faults.matrix import find_row, keys
 from tests.faults.scene import FULL_CLIENTS, FULL_SECONDS, SHORT_CLIENTS, Verdict
 
 _PAGE = """# Faults
@@ -16,13 +16,18 @@ the time to two thirds of it. Made by:
 make faults
 ```
 
+or, one after another, `python -m tests.faults --rows 1,2 --markdown docs/faults.md`, which renews the lines
+of these rows.
+
 Every request must have one outcome on which its client, the log and the lines to the instances
 agree, and is never sent again once its first byte is out. No client is told an error before the
 first byte unless the row says so, no broken answer looks whole, and nothing is left over. What
-breaks a claim is a violation.
+breaks a claim is a violation. In any row, requests whose further try the retry budget refused are
+told what the instance said: these are `over budget`, and never more than
+`balancer_retries_refused_total` says.
 
-| row | fault | required | requests | whole | told | broken off | left | retried | violations | measured | verdict |
-|---|---|---|---|---|---|---|---|---|---|---|---|
+| row | fault | required | requests | whole | told | over budget | broken off | left | retried | violations | measured | verdict |
+|---|---|---|---|---|---|---|---|---|---|---|---|---|
 """  # noqa: E501
 
 
@@ -33,16 +38,29 @@ def plain_line(verdict: Verdict) -> str:
     return (
         f"{verdict.key:>8}  {'holds' if verdict.holds else 'FAILS':5}  {verdict.fault}: "
         f"{account.requests} requests, {account.whole} whole, {account.told} told errors, "
+        f"{account.over_budget} over budget, "
         f"{account.broken} broken off, {account.left} left, {account.retried} retried, "
         f"{len(account.violations)} violations, {verdict.seconds:.1f} s{'; ' + notes if notes else ''}"
     )
 
 
-def markdown(verdicts: Sequence[Verdict], *, short: bool) -> str:
-    """The whole page."""
+def markdown(verdicts: Sequence[Verdict], *, short: bool, before: str = "") -> str:
+    """The whole page. Rows that were not played keep their lines of the page `before`, if that was made
+    in the same way."""
     clients = SHORT_CLIENTS if short else FULL_CLIENTS
     span = "A few seconds a row" if short else f"{FULL_SECONDS:g} s a row"
-    return _PAGE.format(span=span, clients=clients) + "".join(f"{_row(each)}\n" for each in verdicts)
+    head = _PAGE.format(span=span, clients=clients)
+    lines = (
+        {_key(line): line for line in before.removeprefix(head).splitlines()}
+        if before.startswith(head)
+        else {}
+    )
+    lines |= {each.key: _row(each) for each in verdicts}
+    return head + "".join(f"{lines[key]}\n" for key in keys() if key in lines)
+
+
+def _key(line: str) -> str:
+    return line.removeprefix("| ").partition(" |")[0]
 
 
 def _row(verdict: Verdict) -> str:
@@ -55,6 +73,7 @@ def _row(verdict: Verdict) -> str:
         account.requests,
         account.whole,
         account.told,
+        account.over_budget,
         account.broken,
         account.left,
         account.retried,
