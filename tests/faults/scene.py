@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from tests.faults.load import LeavingChoice, Load, stays
 
 FULL_SECONDS, FULL_CLIENTS, FULL_SLOTS = 60.0, 32, 8
 SHORT_CLIENTS, SHORT_SLOTS = 16, 4
-_FULL_PATIENCE_SECONDS, _SHORT_PATIENCE_SECONDS = 30.0, 10.0
+_FULL_PATIENCE_SECONDS, _SHORT_PATIENCE_SECONDS = 60.0, 10.0
 _SETTLE_SECONDS = 5.0
 _LOOK_SECONDS = 0.05
 
@@ -188,5 +189,8 @@ def _reckon(row: Row, scene: Scene, left: Iterable[str], refused_retries: int) -
     loads = sum(len(each.passthrough.loads) for each in scene.fleet.instances)
     if loads:
         scene.notes["loads by the balancer"] = str(loads)
+    falls = Counter(str(event["error"]) for event in scene.fleet.balancer.events("instance_down"))
+    if falls:
+        scene.notes["marked down"] = ", ".join(f"{count} x '{error}'" for error, count in falls.items())
     more = (*account.violations, *scene.found, *left, *row.check(scene))
     return replace(account, violations=more)
