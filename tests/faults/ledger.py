@@ -56,9 +56,11 @@ def settle_accounts(
     *,
     allows: Callable[[View], bool],
     refused_retries: int = 0,
+    late_seconds: float = 0.0,
 ) -> Account:
     """Compare the three. `allows` says which answers, beside whole ones, the row permits. Beyond those,
-    as many may be told an instance's error as the balancer counts retries that it refused."""
+    as many may be told an instance's error as the balancer counts retries that it refused.
+    `late_seconds` is how late things may be seen on this machine."""
     logged: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for event in events:
         if event["event"] == "request_finished" and event["method"] == "POST":
@@ -75,7 +77,7 @@ def settle_accounts(
         if of_client and over_budget < refused_retries and _failed_at_an_instance(evidence):
             of_client = []
             over_budget += 1
-        wrong = [*of_client, *_of_log(evidence), *_of_lines(evidence)]
+        wrong = [*of_client, *_of_log(evidence), *_of_lines(evidence, late_seconds)]
         violations += [f"{view.request_id} ({view.talk.name}): {what}" for what in wrong]
     count = Counter(view.seen for view in views)
     return Account(
@@ -142,7 +144,7 @@ def _of_log(evidence: Evidence) -> list[str]:
     return [] if agree else [f"the client saw '{view.seen}' {view.status}, the log has '{outcome}' {status}"]
 
 
-def _of_lines(evidence: Evidence) -> list[str]:
+def _of_lines(evidence: Evidence, late_seconds: float) -> list[str]:
     """Whether what was sent to instances fits what the client got."""
     view, sent = evidence.view, evidence.sent
     wrong = [f"sent as '{each.marker}', not as its own" for each in sent if each.marker != view.marker]
@@ -150,7 +152,7 @@ def _of_lines(evidence: Evidence) -> list[str]:
         again = [each for each in sent if each.at > view.first_byte_at]
         wrong += [f"sent again to {each.instance} after its first byte" for each in again]
     if view.left:
-        late = [each for each in sent if each.at > view.ended_at + _NOTICE_SECONDS]
+        late = [each for each in sent if each.at > view.ended_at + _NOTICE_SECONDS + late_seconds]
         wrong += [f"sent to {each.instance} after its client had left" for each in late]
     attempts = evidence.events[0].get("attempts", 0) if evidence.events else len(sent)
     # A kept connection that was closed meanwhile costs one silent try on a new one.

@@ -121,7 +121,7 @@ async def _reload(scene: Scene, text: str, wanted: str) -> None:
     seen = len(balancer.events(wanted))
     balancer.write_config(text)
     balancer.signal(signal.SIGHUP)
-    seconds = 5 * _TAKEN_SECONDS if scene.short else _TAKEN_SECONDS
+    seconds = _TAKEN_SECONDS + scene.late_seconds
     if not await until(lambda: len(balancer.events(wanted)) > seen, seconds):
         scene.found.append(f"no {wanted} within {seconds:g} s of SIGHUP")
 

@@ -22,12 +22,15 @@ SHORT_CLIENTS, SHORT_SLOTS = 16, 4
 _FULL_PATIENCE_SECONDS, _SHORT_PATIENCE_SECONDS = 60.0, 10.0
 _SETTLE_SECONDS = 5.0
 _LOOK_SECONDS = 0.05
+_NOTED_LATE_SECONDS = 0.25
 
 
 @dataclass(slots=True, kw_only=True)
 class Scene:
     """What a row works with. `at` holds monotonic times by name, `notes` what was measured,
-    `found` violations that a row saw on its way. What loads `aside` ask is not in the accounts."""
+    `found` violations that a row saw on its way. What loads `aside` ask is not in the accounts.
+    `late_seconds` is the most that this machine was late in running what was due: bounds of time that
+    are judged are extended by it."""
 
     fleet: Fleet
     load: Load
@@ -40,6 +43,7 @@ class Scene:
     extra: list[asyncio.Task[Any]] = field(default_factory=list)
     aside: list[Load] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
+    late_seconds: float = 0.0
 
     def mark(self, name: str) -> None:
         """Write down that something is so from now on."""
@@ -142,6 +146,7 @@ async def _perform(row: Row, scene: Scene) -> None:
     began = time.monotonic()
     clients = max(1, round(scene.clients * row.clients_share))
     loading = asyncio.create_task(scene.load.run(clients, leaving=row.leaving))
+    watching = asyncio.create_task(_watch_lateness(scene))
     try:
         await _sleep_until(began + seconds * row.span[0])
         scene.mark("injected")
@@ -155,6 +160,16 @@ async def _perform(row: Row, scene: Scene) -> None:
     await loading
     await asyncio.gather(*scene.extra)
     await row.after(scene)
+    watching.cancel()
+    if scene.late_seconds > _NOTED_LATE_SECONDS:
+        scene.notes["the machine was late by up to"] = f"{scene.late_seconds:.1f} s"
+
+
+async def _watch_lateness(scene: Scene) -> None:
+    while True:
+        due = time.monotonic() + _LOOK_SECONDS
+        await asyncio.sleep(_LOOK_SECONDS)
+        scene.late_seconds = max(scene.late_seconds, time.monotonic() - due)
 
 
 async def _sleep_until(at: float) -> None:
@@ -185,6 +200,7 @@ def _reckon(row: Row, scene: Scene, left: Iterable[str], refused_retries: int) -
         [each for each in sent if each.request_id not in aside],
         allows=lambda view: view.seen in row.permits or row.allows(scene, view),
         refused_retries=refused_retries,
+        late_seconds=scene.late_seconds,
     )
     loads = sum(len(each.passthrough.loads) for each in scene.fleet.instances)
     if loads:
