@@ -192,8 +192,9 @@ def is_asked_to_come_again(_scene: Scene, view: View) -> bool:
 
 
 def herd_was_spread(scene: Scene) -> Iterable[str]:
-    told = [view.headers["retry-after"] for view in scene.load.views if "retry-after" in view.headers]
-    scene.notes["turned away"] = f"{len(told)}, Retry-After {', '.join(sorted(set(told), key=int))} s"
+    told = [int(view.headers["retry-after"]) for view in scene.load.views if "retry-after" in view.headers]
+    if told:
+        scene.notes["turned away"] = f"{len(told)}, with Retry-After of {min(told)} to {max(told)} s"
     yield from struck(scene, told, "request was turned away")
     dropped = dropped_connections(scene.fleet.balancer.port)
     scene.notes["connection attempts dropped"] = "not known" if dropped is None else str(dropped)
