@@ -28,7 +28,7 @@ from tests.faults.talks import CHAT, EMBEDDER
 
 NAMES = ("one", "two", "three")
 ROOT = Path(__file__).parents[2]
-_PATIENCE_SECONDS = 20.0
+_PATIENCE_SECONDS = 60.0
 _LOOK_SECONDS = 0.02
 _END_SECONDS = 10.0
 INFERENCE_PATHS = ("/api/chat", "/api/generate", "/api/embed", "/v1/")

@@ -36,7 +36,7 @@ _BREAKER_FAULTS = 5
 _NARROW_BYTES = 64_000.0
 _BROKEN = frozenset({Seen.BROKEN})
 _CYCLE_SECONDS = 2.0
-_WATCHFUL = {"health": {"timeout_seconds": 0.5, "unhealthy_threshold": 2}}
+_WATCHFUL = {"health": {"timeout_seconds": 1.0, "unhealthy_threshold": 2}}
 
 
 # -- 1 to 6: an instance that is gone, silent, or ends in the middle
