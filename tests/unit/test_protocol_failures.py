@@ -1,26 +1,177 @@
-"""What texts of error answers tell, as real servers were seen to word them."""
+"""What error answers say: every text that was seen of a real Ollama, and every error recorded of one."""
+
+import json
 
 import pytest
 
-from balancer.protocol.failures import CRASH, classify
-
-DIED_UNDER_EMBEDDINGS = (
-    "connection refused",
-    'do embedding request: Post "http://127.0.0.1:41001/v1/embeddings": EOF',
-    'do embedding request: Post "http://127.0.0.1:41001/v1/embeddings": read: connection reset by peer',
-    'health resp: Get "http://127.0.0.1:41001/health": EOF',
-    'Post "http://127.0.0.1:41001/tokenize": EOF',
-    "error reading embed response: unexpected EOF",
-    "llama-server process no longer running: unknown",
+from balancer.core.ticket import Verdict
+from balancer.protocol.failures import (
+    BUSY,
+    CRASH,
+    LOAD_FAILED,
+    MODEL_MISSING,
+    OUT_OF_MEMORY,
+    REQUEST,
+    STATUS,
+    Failure,
+    Retry,
+    classify,
+    error_message,
 )
+from tests.unit.unit_support import Recorded, recordings
+
+UNEXPECTED_EOF = "an error was encountered while running the model: unexpected EOF"
+FULL = "server busy, please try again.  maximum pending requests exceeded"
+EMBED_EOF = 'do embedding request: Post "http://127.0.0.1:40001/v1/embeddings": EOF'
+EMBED_RESET = "read tcp 127.0.0.1:1->127.0.0.1:2: read: connection reset by peer"
+
+SEEN: list[tuple[int, str, Failure | None]] = [
+    (503, FULL, BUSY),
+    (503, "Server Busy, please try again.", BUSY),
+    (503, "the model is being pulled", STATUS),
+    (404, "model 'nope' not found", MODEL_MISSING),
+    (404, 'model "nope" not found, try pulling it first', MODEL_MISSING),
+    (404, "404 page not found", None),
+    (404, "", None),
+    (400, "model 'nope' not found", None),
+    (500, "model requires more system memory (9.1 GiB) than is available (3.0 GiB)", OUT_OF_MEMORY),
+    (
+        500,
+        "llama-server process has terminated: exit status 2 cudaMalloc failed: out of memory",
+        OUT_OF_MEMORY,
+    ),
+    (500, "llama-server process has terminated: signal: killed", LOAD_FAILED),
+    (500, "llama-server process no longer running: unknown ", CRASH),
+    (500, "llama-server process no longer running: unknown", CRASH),
+    (500, "llama-server process no longer running: 137 last words of it", CRASH),
+    (400, "llama-server process no longer running: unknown", CRASH),
+    (500, UNEXPECTED_EOF, CRASH),
+    (400, EMBED_EOF, CRASH),
+    (500, EMBED_EOF, CRASH),
+    (400, EMBED_RESET, CRASH),
+    (500, "connection refused", CRASH),
+    (500, "timed out waiting for llama-server to start: context canceled", LOAD_FAILED),
+    (500, "unable to load model: /models/blobs/sha256-0", LOAD_FAILED),
+    (500, "this model may be incompatible with your version of Ollama", LOAD_FAILED),
+    (500, 'option "num_ctx" must be of type integer', REQUEST),
+    (500, "template: :1: unclosed action", REQUEST),
+    (500, 'invalid format: "\\"xml\\""; expected "json" or a valid JSON Schema object', REQUEST),
+    (501, "This server does not support embeddings. Start it with `--embeddings`", REQUEST),
+    (400, '"e" does not support generate', None),
+    (400, "the input length exceeds the context length", None),
+    (500, "", STATUS),
+    (500, "something that nobody has seen", STATUS),
+    (502, "", STATUS),
+    (504, "a gateway's page", STATUS),
+    (599, "", STATUS),
+    (403, "ollama cloud is disabled: remote model is unavailable", None),
+    (429, "slow down", None),
+    (499, "", None),
+]
+
+RECORDED = [each for each in recordings() if each.status >= 400]
+MISTAKES = {"refused/format", "refused/option type", "refused/template", "embed/by a chat model"}
+"""Recorded with a status of 500 or more, though the request is to blame."""
 
 
-@pytest.mark.parametrize("status", [400, 500])
-@pytest.mark.parametrize("text", DIED_UNDER_EMBEDDINGS)
-def test_runner_that_died_under_embeddings_is_a_crash(status: int, text: str) -> None:
-    assert classify(status, text, has_model=True) is CRASH
+def in_dialect(text: str, dialect: str) -> bytes:
+    error = {
+        "native": text,
+        "openai": {"message": text, "type": "api_error", "param": None, "code": None},
+        "anthropic": {"type": "api_error", "message": text},
+    }[dialect]
+    more = {"type": "error", "request_id": "req_1"} if dialect == "anthropic" else {}
+    return json.dumps({**more, "error": error}).encode()
 
 
-@pytest.mark.parametrize("text", ["invalid input", "the input length exceeds the context length", ""])
-def test_request_that_is_wrong_is_no_failure_of_an_instance(text: str) -> None:
-    assert classify(400, text, has_model=True) is None
+@pytest.mark.parametrize("dialect", ["native", "openai", "anthropic"])
+@pytest.mark.parametrize(("status", "text", "expected"), SEEN)
+def test_a_text_is_known_in_every_dialect(
+    status: int, text: str, expected: Failure | None, dialect: str
+) -> None:
+    message = error_message(in_dialect(text, dialect))
+
+    assert classify(status, message, has_model=True) is expected
+
+
+@pytest.mark.parametrize("text", [FULL, UNEXPECTED_EOF, 'MODEL "X" NOT FOUND'])
+def test_letter_case_does_not_matter(text: str) -> None:
+    status = {FULL: 503, UNEXPECTED_EOF: 500}.get(text, 404)
+
+    assert classify(status, text.upper(), has_model=True) is classify(status, text.lower(), has_model=True)
+    assert classify(status, text.upper(), has_model=True) is not None
+
+
+@pytest.mark.parametrize(
+    ("status", "text"), [(404, "model 'x' not found"), (500, "out of memory"), (500, "error loading model")]
+)
+def test_no_models_fault_where_no_model_was_asked_for(status: int, text: str) -> None:
+    assert classify(status, text, has_model=False) is None
+
+
+def test_an_instance_is_at_fault_whether_or_not_a_model_was_asked_for() -> None:
+    assert classify(500, UNEXPECTED_EOF, has_model=False) is CRASH
+    assert classify(500, "x", has_model=False) is STATUS
+
+
+@pytest.mark.parametrize("recorded", RECORDED, ids=lambda each: each.name)
+def test_a_recorded_error_blames_whom_it_should(recorded: Recorded) -> None:
+    """The requests of the recordings were made to be refused: no instance was at fault, but for models
+    that were not there and files or hosts that could not be reached."""
+    message = error_message(recorded.body)
+
+    told = classify(recorded.status, message, has_model=True)
+
+    if recorded.name in MISTAKES:
+        assert told is REQUEST
+    elif recorded.status == 404:
+        assert told is (None if message == "404 page not found" else MODEL_MISSING)
+    elif recorded.status >= 500:
+        assert told in {STATUS, CRASH}
+        assert recorded.path in {"/api/create", "/api/pull", "/api/push"} or "malformed" in recorded.name
+    else:
+        assert told is None
+
+
+def test_there_are_recordings_of_each_kind() -> None:
+    assert {each.name for each in RECORDED} >= MISTAKES
+    assert len(RECORDED) > 100
+
+
+@pytest.mark.parametrize(
+    ("failure", "verdict", "model_only", "retry"),
+    [
+        (BUSY, Verdict.NEUTRAL, False, Retry.FREE),
+        (MODEL_MISSING, Verdict.FAILURE, True, Retry.COUNTED),
+        (OUT_OF_MEMORY, Verdict.FAILURE, True, Retry.COUNTED),
+        (LOAD_FAILED, Verdict.FAILURE, True, Retry.COUNTED),
+        (CRASH, Verdict.FAILURE, False, Retry.COUNTED),
+        (STATUS, Verdict.FAILURE, False, Retry.COUNTED),
+        (REQUEST, Verdict.NEUTRAL, False, Retry.NO),
+    ],
+)
+def test_what_each_failure_means(failure: Failure, verdict: Verdict, model_only: bool, retry: Retry) -> None:
+    outcome = failure.outcome("why")
+
+    assert (outcome.verdict, outcome.model_only, failure.retry) == (verdict, model_only, retry)
+    assert (outcome.kind, outcome.error) == (failure.kind, "why")
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b'{"error":"plain"}', "plain"),
+        (b'{"error":{"message":"nested","type":"api_error"}}', "nested"),
+        (b'{"error":"two\\n  lines "}', "two lines"),
+        (b'{"error":7}', '{"error":7}'),
+        (b'{"error":{"message":null}}', '{"error":{"message":null}}'),
+        (b"<html>\n<b>502</b></html>", "<html> <b>502</b></html>"),
+        (b"\xff\xfe", "��"),
+        (b"[" * 5000, "[" * 299 + "…"),
+        (b'{"error":"' + b"x" * 400 + b'"}', "x" * 299 + "…"),
+        (b"", ""),
+        (None, ""),
+    ],
+)
+def test_the_message_of_an_error_is_one_short_line(body: bytes | None, message: str) -> None:
+    assert error_message(body) == message
