@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
+from balancer.core.names import ModelName
 from balancer.core.ticket import InstanceId
 from balancer.fleet.breaker import BreakerState
 from tests.fakes.raw_client import request
@@ -25,6 +26,7 @@ from tests.fakes.scripted_instance import (
     whole,
 )
 
+M = ModelName("m:latest")
 GENERATE = {"model": "m", "prompt": "hi"}
 STREAMED = head(200, "Content-Type: application/x-ndjson", "Transfer-Encoding: chunked")
 LINE = b'{"model":"m","response":"a","done":false}\n'
@@ -48,9 +50,15 @@ NO_FAULTS: dict[str, Script] = {
 }
 
 
+OF_THE_INSTANCE = {"cut off", "web page", "no HTTP"}
+"""Faults that are told by more than an answer about one model."""
+
+
 def state(running: Running, name: str = "a") -> BreakerState:
-    balancer = running.balancer
-    return balancer.fleet.get(InstanceId(name)).breakers.state(balancer.clock.monotonic())
+    """What stands in the way of a request for m: the instance's own breaker, or that of the model there."""
+    breakers, now = running.balancer.fleet.get(InstanceId(name)).breakers, running.balancer.clock.monotonic()
+    own, models = breakers.state(now), breakers.states(now)
+    return own if own is not BreakerState.CLOSED else models.get(M, own)
 
 
 def shown(running: Running, model: str = "") -> float | None:
@@ -76,13 +84,26 @@ async def test_breaker_opens_after_five_faults_one_after_another(fault: str) -> 
         await ask_one_after_another(running, 4)
         assert (state(running), shown(running)) == (BreakerState.CLOSED, 0)
         await ask_one_after_another(running, 1)
-        assert (state(running), shown(running), shown(running, "m:latest")) == (BreakerState.OPEN, 2, 2)
+        own = fault in OF_THE_INSTANCE
+        assert (state(running), shown(running, M), shown(running)) == (BreakerState.OPEN, 2, 2 * own)
 
         held_back = await running.ask("/api/generate", GENERATE)
         assert (held_back.status, len(one.requests)) == (503, 5)
         assert 50 < int(held_back.header("retry-after") or 0) <= 60
         row = running.balancer.report.instance(InstanceId("a"))
-        assert (row["breaker"], row["breakers"], row["state"]) == ("open", {"m:latest": "open"}, "up")
+        assert (row["breaker"], row["breakers"]) == ("open" if own else "closed", {M: "open"})
+        assert row["state"] == "up"
+
+
+async def test_failures_of_one_model_spare_the_others_until_a_second_one_fails() -> None:
+    async with ScriptedInstance("m", "n").running() as one, balancing(one) as running:
+        one.otherwise = lambda _request: FAULTS["crash"]
+        await ask_one_after_another(running, 5)
+        assert shown(running) == 0
+
+        answer = await running.ask("/api/generate", {"model": "n", "prompt": "hi"})
+
+        assert (answer.status, shown(running)) == (500, 2)
 
 
 @pytest.mark.parametrize("answer", NO_FAULTS)
@@ -174,7 +195,7 @@ async def test_half_open_breaker_lets_two_try_and_closes_at_a_success() -> None:
         asking = [asyncio.create_task(running.ask("/api/generate", GENERATE)) for _ in range(9)]
         await one.seen(4)
         await until(lambda: len(running.balancer.queue) == 7)
-        assert (len(one.requests), shown(running)) == (4, 1)
+        assert (len(one.requests), shown(running, M)) == (4, 1)
         go_on.set()
 
         assert [(await each).status for each in asking] == [200] * 9

@@ -106,7 +106,7 @@ async def test_refusal_of_the_request_itself_is_told_at_once(row: str) -> None:
         assert {each.body for each in answers} == {b'{"error":"%b"}' % text.encode()}
         assert len(one.requests) + len(two.requests) == 3
         for each in running.balancer.fleet.instances():
-            assert each.breakers.models == ()
+            assert each.breakers.models == set()
 
 
 @pytest.mark.parametrize("row", ELSEWHERE)
@@ -155,12 +155,12 @@ async def test_spent_budget_lets_the_refusal_through_and_is_counted() -> None:
     ):
         refuse((one, two), error(500, CRASH), times=999)
 
-        answers = [await running.ask("/api/generate", GENERATE) for _ in range(3)]
-        assert [each.header("x-balancer-attempts") for each in answers] == ["2", "2", "1"]
+        answers = [await running.ask("/api/generate", GENERATE) for _ in range(4)]
+        assert [each.header("x-balancer-attempts") for each in answers] == ["2", "2", "2", "1"]
 
         assert answers[-1].body == b'{"error":"%b"}' % CRASH.encode()
-        assert counted(running, "retries", reason="crash") == 2
-        assert counted(running, "retries_refused") >= 1
+        assert counted(running, "retries", reason="crash") == 3
+        assert counted(running, "retries_refused") == 1
 
 
 async def test_busy_instance_costs_no_budget() -> None:
@@ -194,7 +194,7 @@ async def test_instance_that_says_it_is_full_is_left_alone_for_a_moment() -> Non
         answer = await running.ask("/api/generate", GENERATE)
 
         assert answer.header("x-balancer-instance") != full.id
-        assert full.breakers.models == ()
+        assert full.breakers.models == set()
 
 
 async def test_model_that_is_missing_at_one_instance_is_held_back_there_alone() -> None:
