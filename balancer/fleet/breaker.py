@@ -61,7 +61,7 @@ class Breaker:
     def allows(self, now: float, policy: BreakerPolicy) -> bool:
         """Whether one more lease may be taken."""
         state = self.state(now)
-        return state is BreakerState.CLOSED or (
+        return state is BreakerState.CLOSED or not policy.enabled or (
             state is BreakerState.HALF_OPEN and len(self._trials) < policy.permits
         )
 
@@ -146,7 +146,8 @@ class Breakers:
 
     def reopens_at(self, variant: Variant, now: float) -> float | None:
         """When the last of those that are open, or paused, lets requests try again; None where none is."""
-        times = [at for each in self._concerned(variant) if (at := each.reopens_at(now)) is not None]
+        breakers = self._concerned(variant) if self.policy.enabled else []
+        times = [at for each in breakers if (at := each.reopens_at(now)) is not None]
         pause = self._pauses.get(variant)
         times += [pause.until] if pause is not None and now < pause.until else []
         return max(times, default=None)

@@ -186,7 +186,8 @@ def _without_second_load(
     loading = [
         each for each in able if each.loading == variant and not each.suspect and now < each.load_overdue_at
     ]
-    own = begun is not None and any(each.id == begun.instance for each in loading + free)
+    held = [*loading, *(each for each in free if each.warm(variant))]
+    own = begun is not None and any(each.id == begun.instance for each in held)
     if not loading and not own:
         return free
     left = [each for each in free if each.warm(variant)]
