@@ -1,10 +1,13 @@
 """Circuit breakers: what is counted, what opens them, and who may try while they are half-open."""
 
+from itertools import count
+
 import pytest
 
 from balancer.core.names import canonical_name
-from balancer.core.ticket import Outcome, Trial, Verdict
-from balancer.fleet.breaker import MODELS_LIMIT, Breaker, BreakerPolicy, Breakers, BreakerState
+from balancer.core.ticket import Blame, Outcome, Trial, Verdict
+from balancer.core.variant import Variant
+from balancer.fleet.breaker import PAIRS_LIMIT, Breaker, BreakerPolicy, Breakers, BreakerState
 from tests.unit.unit_support import OK
 
 CLOSED, HALF_OPEN, OPEN = BreakerState.CLOSED, BreakerState.HALF_OPEN, BreakerState.OPEN
@@ -12,8 +15,11 @@ POLICY = BreakerPolicy(threshold=3, reset_seconds=10.0, permits=2)
 FAULT = Outcome(verdict=Verdict.FAILURE, kind="crash", error="it crashed")
 NO_TRIAL = Trial()
 NEUTRAL = Outcome(verdict=Verdict.NEUTRAL, kind="cancelled")
-CANNOT = Outcome(verdict=Verdict.FAILURE, kind="oom", error="out of memory", model_only=True)
-M, N = canonical_name("m"), canonical_name("n")
+GONE = Outcome(verdict=Verdict.FAILURE, kind="connection_lost", error="lost", blames=Blame.INSTANCE)
+MISSING = Outcome(verdict=Verdict.FAILURE, kind="model_missing", error="not found", blames=Blame.MODEL)
+CANNOT = Outcome(verdict=Verdict.FAILURE, kind="oom", error="out of memory", blames=Blame.VARIANT)
+M, N = Variant(canonical_name("m")), Variant(canonical_name("n"))
+BIG = Variant(M.model, (("num_ctx", 8192),))
 
 
 def end(it: Breaker, outcome: Outcome, at: float, *, leased_at: float | None = None, trial: int = 0) -> None:
@@ -23,25 +29,29 @@ def end(it: Breaker, outcome: Outcome, at: float, *, leased_at: float | None = N
 
 def opened(at: float = 3.0) -> Breaker:
     """One that opened at that time, by the last of three faults."""
-    it = Breaker()
+    it = Breaker(count(1))
     for time in (at - 2, at - 1, at):
         end(it, FAULT, time)
     assert it.state(at) is OPEN
     return it
 
 
-def lend(it: Breakers, at: float) -> Trial:
-    return it.take(M, at)
-
-
-def settle(it: Breakers, outcome: Outcome, at: float, trial: Trial = NO_TRIAL, *, since: float = 0.0) -> None:
-    """A lease of the model ended there."""
-    it.settle_own(outcome, leased_at=since, trial=trial.instance, now=at)
-    it.settle_model(M, outcome, leased_at=since, trial=trial.model, now=at)
+def settle(
+    it: Breakers,
+    outcome: Outcome,
+    at: float,
+    trial: Trial = NO_TRIAL,
+    *,
+    since: float = 0.0,
+    variant: Variant = M,
+) -> None:
+    """A lease of the variant ended there."""
+    it.settle_own(variant.model, outcome, leased_at=since, trial=trial.instance, now=at)
+    it.settle_pair(variant, outcome, leased_at=since, trial=trial, now=at)
 
 
 def test_it_opens_at_the_threshold_and_not_before() -> None:
-    it = Breaker()
+    it = Breaker(count(1))
 
     states = []
     for at in (1.0, 2.0, 3.0):
@@ -53,7 +63,7 @@ def test_it_opens_at_the_threshold_and_not_before() -> None:
 
 
 def test_a_success_in_between_starts_the_count_anew() -> None:
-    it = Breaker()
+    it = Breaker(count(1))
 
     for at in range(1, 20):
         end(it, OK if at % 3 == 0 else FAULT, float(at))
@@ -62,7 +72,7 @@ def test_a_success_in_between_starts_the_count_anew() -> None:
 
 
 def test_neutral_outcomes_neither_count_nor_forgive() -> None:
-    it = Breaker()
+    it = Breaker(count(1))
     for at in (1.0, 2.0, 3.0, 4.0):
         end(it, NEUTRAL, at)
     assert it.state(4.0) is CLOSED
@@ -74,7 +84,7 @@ def test_neutral_outcomes_neither_count_nor_forgive() -> None:
 
 
 def test_failures_of_what_was_out_together_count_once() -> None:
-    it = Breaker()
+    it = Breaker(count(1))
 
     for at in range(20):
         end(it, FAULT, 10.0 + at, leased_at=9.0)
@@ -83,7 +93,7 @@ def test_failures_of_what_was_out_together_count_once() -> None:
 
 
 def test_what_was_lent_after_the_last_fault_counts_anew() -> None:
-    it = Breaker()
+    it = Breaker(count(1))
 
     for at in (1.0, 2.0, 3.0):
         for _ in range(5):
@@ -172,7 +182,7 @@ def test_every_permit_comes_back_whatever_the_outcome() -> None:
 
 
 def test_disabled_it_counts_nothing() -> None:
-    it = Breaker()
+    it = Breaker(count(1))
     policy = BreakerPolicy(threshold=1, enabled=False)
 
     for at in (1.0, 2.0, 3.0):
@@ -191,7 +201,7 @@ def test_an_instance_that_starts_anew_may_be_tried_at_once_but_not_by_all() -> N
 
 
 def test_one_that_is_closed_forgets_its_faults_when_the_instance_starts_anew() -> None:
-    it = Breaker()
+    it = Breaker(count(1))
     end(it, FAULT, 1.0)
     end(it, FAULT, 2.0)
 
@@ -201,105 +211,291 @@ def test_one_that_is_closed_forgets_its_faults_when_the_instance_starts_anew() -
     assert it.state(4.0) is CLOSED
 
 
-def test_a_rest_is_never_shorter_than_what_it_was_opened_for() -> None:
+def test_it_opens_at_once_and_once_for_what_was_out_together() -> None:
+    it = Breaker(count(1))
+
+    it.open("first", leased_at=0.5, now=1.0, policy=POLICY)
+    it.open("the same", leased_at=0.9, now=9.0, policy=POLICY)
+    assert (it.state(1.0), it.reopens_at(9.0), it.last_error) == (OPEN, 11.0, "first")
+
+    it.open("another", leased_at=9.5, now=10.0, policy=POLICY)
+    assert (it.reopens_at(10.0), it.last_error) == (20.0, "another")
+
+
+def test_disabled_nothing_opens_it_at_once_either() -> None:
+    it = Breaker(count(1))
+
+    it.open("x", leased_at=0.5, now=1.0, policy=BreakerPolicy(enabled=False))
+
+    assert (it.state(1.0), it.last_error) == (CLOSED, "")
+
+
+def test_a_number_that_is_not_of_its_trials_returns_no_permit_and_closes_nothing() -> None:
     it = opened(3.0)
+    trials = [it.take(13.0), it.take(13.0)]
 
-    it.rest("busy", 4.0)
-    assert (it.reopens_at(3.5), it.last_error) == (13.0, "it crashed")
-    it.rest("busy", 20.0)
+    end(it, OK, 14.0, leased_at=13.0, trial=max(trials) + 1)
+    end(it, NEUTRAL, 14.0, leased_at=13.0, trial=max(trials) + 1)
 
-    assert (it.reopens_at(14.0), it.last_error) == (20.0, "busy")
+    assert len({0, *trials}) == 3
+    assert (it.state(14.0), it.allows(14.0, POLICY)) == (HALF_OPEN, False)
+
+
+def test_what_may_not_open_it_counts_until_something_may() -> None:
+    it = Breaker(count(1))
+    for at in (1.0, 2.0, 3.0, 4.0):
+        it.settle(FAULT, leased_at=at - 0.5, trial=0, now=at, policy=POLICY, may_open=False)
+    assert it.state(4.0) is CLOSED
+
+    end(it, FAULT, 5.0)
+
+    assert it.state(5.0) is OPEN
 
 
 def test_a_fault_of_the_instance_counts_for_the_model_there_too() -> None:
     it = Breakers(POLICY)
 
     for at in (1.0, 2.0, 3.0):
-        settle(it, FAULT, at, since=at - 0.5)
+        settle(it, GONE, at, since=at - 0.5)
 
     assert it.state(3.0) is OPEN
-    assert it.states(3.0) == {M: OPEN}
-    assert not it.allows(N, 3.0)
+    assert it.states(3.0) == {M.model: OPEN}
+    assert (it.allows(M, 3.0), it.allows(N, 3.0)) == (False, False)
 
 
-def test_what_is_the_models_own_fault_spares_the_instance_and_opens_the_pair_at_once() -> None:
+def test_a_runners_faults_of_one_model_open_that_model_and_spare_the_instance() -> None:
     it = Breakers(POLICY)
 
-    settle(it, CANNOT, 1.0)
+    for at in range(1, 10):
+        settle(it, FAULT, float(at), since=at - 0.5)
 
-    assert (it.state(1.0), dict(it.states(1.0))) == (CLOSED, {M: OPEN})
-    assert (it.allows(M, 1.0), it.allows(N, 1.0)) == (False, True)
-    assert (it.reopens_at(M, 1.0), it.last_error(M, 1.0)) == (11.0, "out of memory")
+    assert (it.state(9.0), dict(it.states(9.0))) == (CLOSED, {M.model: OPEN})
+    assert (it.allows(M, 9.0), it.allows(BIG, 9.0), it.allows(N, 9.0)) == (False, False, True)
+
+
+def test_a_runners_faults_of_two_models_open_the_instance() -> None:
+    it = Breakers(POLICY)
+
+    for at, variant in ((1.0, M), (2.0, M), (3.0, N)):
+        assert it.state(at) is CLOSED
+        settle(it, FAULT, at, since=at - 0.5, variant=variant)
+
+    assert (it.state(3.0), it.states(3.0)) == (OPEN, {})
+
+
+def test_two_variants_of_one_model_are_one_model() -> None:
+    it = Breakers(POLICY)
+
+    for at, variant in ((1.0, M), (2.0, BIG), (3.0, M), (4.0, BIG)):
+        settle(it, FAULT, at, since=at - 0.5, variant=variant)
+
+    assert (it.state(4.0), dict(it.states(4.0))) == (CLOSED, {M.model: OPEN})
+
+
+def test_a_success_forgets_which_models_were_at_fault() -> None:
+    it = Breakers(POLICY)
+    settle(it, FAULT, 1.0, since=0.5, variant=N)
+    settle(it, OK, 2.0, since=1.5, variant=N)
+
+    for at in (3.0, 4.0, 5.0, 6.0):
+        settle(it, FAULT, at, since=at - 0.5)
+
+    assert it.state(6.0) is CLOSED
+
+
+def test_an_instance_on_trial_opens_again_whatever_a_runner_did() -> None:
+    it = Breakers(POLICY)
+    for at in (1.0, 2.0, 3.0):
+        settle(it, GONE, at, since=at - 0.5, variant=N)
+    trial = it.take(M, 13.0)
+
+    settle(it, FAULT, 14.0, trial, since=13.0)
+
+    assert (it.state(14.0), it.reopens_at(M, 14.0)) == (OPEN, 24.0)
+
+
+def test_what_is_the_models_own_fault_spares_the_instance_and_opens_the_model_at_once() -> None:
+    it = Breakers(POLICY)
+
+    settle(it, MISSING, 1.0, variant=BIG)
+
+    assert (it.state(1.0), dict(it.states(1.0))) == (CLOSED, {M.model: OPEN})
+    assert (it.allows(M, 1.0), it.allows(BIG, 1.0), it.allows(N, 1.0)) == (False, False, True)
+    assert (it.reopens_at(M, 1.0), it.last_error(M, 1.0)) == (11.0, "not found")
     assert (it.reopens_at(N, 1.0), it.last_error(N, 1.0)) == (None, "")
 
 
-def test_the_models_own_fault_opens_the_pair_even_where_counting_is_disabled() -> None:
-    it = Breakers(BreakerPolicy(enabled=False, reset_seconds=10.0))
+def test_what_is_the_variants_own_fault_spares_the_models_other_variants() -> None:
+    it = Breakers(POLICY)
 
-    settle(it, CANNOT, 1.0)
+    settle(it, CANNOT, 1.0, variant=BIG)
 
-    assert not it.allows(M, 1.0)
+    assert (it.state(1.0), dict(it.states(1.0))) == (CLOSED, {M.model: OPEN})
+    assert (it.allows(M, 1.0), it.allows(BIG, 1.0), it.allows(N, 1.0)) == (True, False, True)
+    assert (it.reopens_at(BIG, 1.0), it.last_error(BIG, 1.0)) == (11.0, "out of memory")
+    assert (it.reopens_at(M, 1.0), it.last_error(M, 1.0)) == (None, "")
+
+
+@pytest.mark.parametrize("outcome", [MISSING, CANNOT])
+def test_what_spares_the_instance_gives_its_permit_back(outcome: Outcome) -> None:
+    it = Breakers(BreakerPolicy(threshold=1, reset_seconds=10.0, permits=1))
+    settle(it, GONE, 1.0, variant=N)
+    trial = it.take(M, 11.0)
+    assert not it.allows(N, 11.0)
+
+    settle(it, outcome, 12.0, trial, since=11.0)
+
+    assert (it.state(12.0), it.allows(N, 12.0)) == (HALF_OPEN, True)
+
+
+@pytest.mark.parametrize("outcome", [MISSING, CANNOT, GONE, FAULT])
+def test_nothing_opens_where_it_is_disabled(outcome: Outcome) -> None:
+    it = Breakers(BreakerPolicy(threshold=1, enabled=False, reset_seconds=10.0))
+
+    for at, variant in ((1.0, M), (2.0, N), (3.0, BIG)):
+        settle(it, outcome, at, since=at - 0.5, variant=variant)
+
+    assert (it.state(3.0), it.states(3.0)) == (CLOSED, {})
+    assert all(it.allows(each, 3.0) for each in (M, N, BIG))
+
+
+def test_a_pause_keeps_apart_from_the_breakers() -> None:
+    """It is told where something waits for it, and over at once when its time is up."""
+    it = Breakers(POLICY)
+
+    it.pause(BIG, "busy", until=4.0)
+
+    assert (it.reopens_at(BIG, 3.0), it.last_error(BIG, 3.0)) == (4.0, "busy")
+    assert (it.reopens_at(M, 3.0), it.last_error(M, 3.0)) == (None, "")
+    assert (it.state(3.0), it.states(3.0), it.models) == (CLOSED, {}, set())
+    assert (it.reopens_at(BIG, 4.0), it.last_error(BIG, 4.0), it.states(4.0)) == (None, "", {})
+    assert (it.take(BIG, 4.0), it.allows(BIG, 4.0)) == (NO_TRIAL, True)
+
+
+def test_a_pause_neither_shortens_nor_renames_what_is_open() -> None:
+    it = Breakers(POLICY)
+    settle(it, CANNOT, 3.0)
+
+    it.pause(M, "busy", until=4.0)
+    assert (it.reopens_at(M, 3.5), it.last_error(M, 3.5)) == (13.0, "out of memory")
+    it.pause(M, "busy", until=20.0)
+
+    assert (it.reopens_at(M, 14.0), it.last_error(M, 14.0)) == (20.0, "busy")
 
 
 def test_of_two_that_are_open_the_later_one_tells_when() -> None:
     it = Breakers(POLICY)
     for at in (1.0, 2.0, 3.0):
-        settle(it, FAULT, at, since=at - 0.5)
-    it.rest(M, "busy", until=30.0)
+        settle(it, GONE, at, since=at - 0.5, variant=N)
+    settle(it, MISSING, 5.0, since=4.0)
+    settle(it, CANNOT, 8.0, since=7.0, variant=BIG)
+    assert [it.reopens_at(each, 9.0) for each in (N, M, BIG)] == [13.0, 15.0, 18.0]
 
-    assert (it.reopens_at(M, 3.0), it.reopens_at(N, 3.0)) == (30.0, 13.0)
-    assert (it.reopens_at(M, 14.0), it.reopens_at(N, 14.0)) == (30.0, None)
+    it.pause(M, "busy", until=30.0)
+
+    assert [it.reopens_at(each, 9.0) for each in (N, M, BIG)] == [13.0, 30.0, 18.0]
+    assert [it.reopens_at(each, 14.0) for each in (N, M, BIG)] == [None, 30.0, 18.0]
 
 
-def test_a_lease_can_try_both_and_gives_both_permits_back() -> None:
+def test_a_lease_can_try_all_and_gives_all_permits_back() -> None:
     it = Breakers(BreakerPolicy(threshold=1, reset_seconds=10.0, permits=1))
-    settle(it, FAULT, 1.0)
+    settle(it, GONE, 1.0)
+    settle(it, CANNOT, 1.0, variant=BIG)
 
-    trial = lend(it, 11.0)
+    trial = it.take(BIG, 11.0)
 
-    assert (bool(trial.instance), bool(trial.model)) == (True, True)
-    assert (it.allows(M, 11.0), it.allows(N, 11.0)) == (False, False)
-    settle(it, NEUTRAL, 12.0, trial, since=11.0)
-    assert (it.allows(M, 12.0), it.allows(N, 12.0)) == (True, True)
-    settle(it, OK, 14.0, lend(it, 13.0), since=13.0)
-    assert (it.state(14.0), it.models) == (CLOSED, ())
+    assert len({0, trial.instance, trial.model, trial.variant}) == 4
+    assert [it.allows(each, 11.0) for each in (M, BIG, N)] == [False] * 3
+    settle(it, NEUTRAL, 12.0, trial, since=11.0, variant=BIG)
+    assert [it.allows(each, 12.0) for each in (M, BIG, N)] == [True] * 3
+    settle(it, OK, 14.0, it.take(BIG, 13.0), since=13.0, variant=BIG)
+    assert (it.state(14.0), it.models) == (CLOSED, set())
+
+
+def test_a_failure_on_trial_of_the_variant_opens_it_again() -> None:
+    it = Breakers(POLICY)
+    settle(it, CANNOT, 1.0, variant=BIG)
+    trial = it.take(BIG, 11.0)
+    assert (bool(trial.variant), trial.instance, trial.model) == (True, 0, 0)
+
+    settle(it, FAULT, 12.0, trial, since=11.0, variant=BIG)
+
+    assert (it.reopens_at(BIG, 12.0), it.reopens_at(M, 12.0)) == (22.0, None)
 
 
 def test_what_is_closed_takes_no_permit() -> None:
-    assert lend(Breakers(POLICY), 1.0) == Trial()
+    it = Breakers(POLICY)
+
+    assert (it.take(M, 1.0), it.take(BIG, 1.0)) == (NO_TRIAL, NO_TRIAL)
 
 
-def test_a_pair_that_was_forgotten_owes_its_trials_nothing() -> None:
-    """A trial lent before the pair was forgotten must not free a permit of the pair that came after it,
-    nor close that one."""
+def test_a_model_that_was_forgotten_owes_its_trials_nothing() -> None:
+    """A trial lent before it was forgotten must not free a permit of what came after it, nor close that."""
     it = Breakers(BreakerPolicy(threshold=5, reset_seconds=10.0, permits=1))
-    settle(it, CANNOT, 1.0)
-    old = lend(it, 11.0)
-    it.forget(M)
-    settle(it, CANNOT, 12.0, since=11.5)
-    new = lend(it, 22.0)
-    assert (bool(old.model), bool(new.model), it.allows(M, 22.0)) == (True, True, False)
+    settle(it, MISSING, 1.0)
+    old = it.take(M, 11.0)
+    it.forget(M.model)
+    settle(it, MISSING, 12.0, since=11.5)
+    new = it.take(M, 22.0)
+    assert (bool(old.model), bool(new.model), old.model != new.model) == (True, True, True)
 
-    settle(it, NEUTRAL, 23.0, old, since=11.0)
+    for outcome in (NEUTRAL, OK):
+        settle(it, outcome, 23.0, old, since=11.0)
+        assert (it.states(23.0), it.allows(M, 23.0)) == ({M.model: HALF_OPEN}, False)
 
-    assert not it.allows(M, 23.0)
+
+def test_a_model_is_forgotten_with_all_its_variants_and_a_variant_alone() -> None:
+    it = Breakers(POLICY)
+    for variant in (M, BIG, N):
+        settle(it, CANNOT, 1.0, variant=variant)
+
+    it.forget_variant(BIG)
+    assert [it.allows(each, 1.0) for each in (M, BIG, N)] == [False, False, False]  # M stands for both
+    settle(it, CANNOT, 3.0, since=2.0, variant=BIG)
+    it.forget(M.model)
+
+    assert [it.allows(each, 3.0) for each in (M, BIG, N)] == [True, True, False]
 
 
-@pytest.mark.parametrize("outcome", [OK, FAULT, NEUTRAL, CANNOT])
+def test_an_instance_that_starts_anew_ends_pauses_and_lets_all_be_tried() -> None:
+    it = Breakers(POLICY)
+    settle(it, GONE, 1.0, since=0.5, variant=N)
+    settle(it, CANNOT, 2.0, since=1.5, variant=BIG)
+    it.pause(M, "busy", until=30.0)
+
+    it.begin_anew(3.0)
+
+    assert [it.reopens_at(each, 3.0) for each in (M, BIG, N)] == [None] * 3
+    assert it.states(3.0) == {M.model: HALF_OPEN}
+
+
+@pytest.mark.parametrize("outcome", [OK, FAULT, GONE, NEUTRAL, MISSING, CANNOT])
 def test_an_outcome_of_the_instance_leaves_other_models_alone(outcome: Outcome) -> None:
     it = Breakers(POLICY)
-    it.settle_model(N, CANNOT, leased_at=0.0, trial=0, now=1.0)
+    it.settle_pair(N, CANNOT, leased_at=0.0, trial=NO_TRIAL, now=1.0)
 
     settle(it, outcome, 2.0)
 
-    assert it.states(2.0)[N] is OPEN
+    assert it.states(2.0)[N.model] is OPEN
 
 
 def test_breakers_of_models_are_bounded_and_the_oldest_goes_first() -> None:
     it = Breakers(POLICY)
+    variants = [Variant(canonical_name(f"m{number}")) for number in range(PAIRS_LIMIT + 1)]
 
-    for number in range(MODELS_LIMIT + 1):
-        it.rest(canonical_name(f"m{number}"), "x", until=100.0)
+    for each in variants:
+        settle(it, CANNOT, 1.0, variant=each)
 
-    assert len(it.models) == MODELS_LIMIT
-    assert (it.allows(canonical_name("m0"), 1.0), it.allows(canonical_name("m1"), 1.0)) == (True, False)
+    assert len(it.models) == PAIRS_LIMIT
+    assert (it.allows(variants[0], 1.0), it.allows(variants[1], 1.0)) == (True, False)
+
+
+def test_pauses_are_bounded() -> None:
+    it = Breakers(POLICY)
+    variants = [Variant(canonical_name(f"m{number}")) for number in range(3 * PAIRS_LIMIT)]
+
+    for each in variants:
+        it.pause(each, "x", until=100.0)
+
+    assert sum(it.reopens_at(each, 1.0) is not None for each in variants) <= PAIRS_LIMIT
+    assert it.reopens_at(variants[-1], 1.0) == 100.0
