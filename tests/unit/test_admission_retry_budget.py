@@ -3,6 +3,9 @@
 import pytest
 
 from balancer.admission.retry_budget import FLOOR, SHARE, WINDOW_SECONDS, RetryBudget
+from balancer.core.ticket import InstanceId
+
+A, B = InstanceId("a"), InstanceId("b")
 
 
 def allowed(it: RetryBudget, asked: int, *, at: float) -> int:
@@ -58,3 +61,47 @@ def test_a_fleet_in_trouble_is_asked_for_at_most_a_share_more_than_its_clients_a
 
     assert tries <= SHARE * 5000 + FLOOR
     assert tries >= SHARE * 5000 * 0.9
+
+
+def test_what_broke_down_together_counts_once() -> None:
+    it = RetryBudget()
+
+    assert all(it.take(5.0, broken=A, leased_at=4.0 + number / 200) for number in range(201))
+
+    assert allowed(it, 10, at=5.0) == FLOOR - 1
+
+
+def test_what_was_leased_after_the_breakdown_counts_anew() -> None:
+    it = RetryBudget()
+
+    told = [it.take(at, broken=A, leased_at=at - 0.1) for at in (1.0, 2.0, 3.0, 4.0)]
+
+    assert told == [True, True, True, False]
+
+
+def test_each_instance_breaks_down_for_itself() -> None:
+    it = RetryBudget()
+
+    for _ in range(10):
+        assert it.take(5.0, broken=A, leased_at=4.0)
+        assert it.take(5.0, broken=B, leased_at=4.0)
+
+    assert allowed(it, 10, at=5.0) == FLOOR - 2
+
+
+def test_a_breakdown_that_was_refused_frees_nothing() -> None:
+    it = RetryBudget()
+    assert allowed(it, FLOOR, at=1.0) == FLOOR
+
+    assert not any(it.take(5.0, broken=A, leased_at=4.0) for _ in range(10))
+    assert it.take(1.0 + WINDOW_SECONDS, broken=A, leased_at=4.0)
+    assert allowed(it, 10, at=1.0 + WINDOW_SECONDS) == FLOOR - 1
+
+
+def test_what_a_counted_breakdown_took_with_it_is_free_though_the_budget_is_spent() -> None:
+    it = RetryBudget()
+    assert it.take(1.0, broken=A, leased_at=0.5)
+    assert allowed(it, 10, at=1.0) == FLOOR - 1
+
+    assert (it.take(2.0, broken=A, leased_at=1.0), it.take(2.0, broken=A, leased_at=1.1)) == (True, False)
+    assert not it.take(2.0)
