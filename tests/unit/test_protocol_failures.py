@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from balancer.core.ticket import Verdict
+from balancer.core.ticket import Blame, Verdict
 from balancer.protocol.failures import (
     BUSY,
     CRASH,
@@ -109,9 +109,23 @@ def test_no_models_fault_where_no_model_was_asked_for(status: int, text: str) ->
     assert classify(status, text, has_model=False) is None
 
 
-def test_an_instance_is_at_fault_whether_or_not_a_model_was_asked_for() -> None:
-    assert classify(500, UNEXPECTED_EOF, has_model=False) is CRASH
-    assert classify(500, "x", has_model=False) is STATUS
+def test_a_status_that_tells_nothing_is_a_fault_whether_or_not_a_model_was_asked_for() -> None:
+    for status in (500, 502, 599):
+        assert classify(status, "x", has_model=False) is STATUS
+
+
+@pytest.mark.parametrize(("status", "text"), [(500, UNEXPECTED_EOF), (400, EMBED_EOF)])
+def test_no_runners_fault_where_no_model_of_the_instance_was_asked_for(status: int, text: str) -> None:
+    assert classify(status, text, has_model=False) is None
+    assert classify(status, text, has_model=True) is CRASH
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "expected"),
+    [(503, FULL, BUSY), (501, "it does not support embeddings", REQUEST), (500, "template: x", REQUEST)],
+)
+def test_what_blames_nobody_is_known_without_a_model(status: int, text: str, expected: Failure) -> None:
+    assert classify(status, text, has_model=False) is expected
 
 
 @pytest.mark.parametrize("recorded", RECORDED, ids=lambda each: each.name)
@@ -139,22 +153,28 @@ def test_there_are_recordings_of_each_kind() -> None:
 
 
 @pytest.mark.parametrize(
-    ("failure", "verdict", "model_only", "retry"),
+    ("failure", "verdict", "blames", "retry"),
     [
-        (BUSY, Verdict.NEUTRAL, False, Retry.FREE),
-        (MODEL_MISSING, Verdict.FAILURE, True, Retry.COUNTED),
-        (OUT_OF_MEMORY, Verdict.FAILURE, True, Retry.COUNTED),
-        (LOAD_FAILED, Verdict.FAILURE, True, Retry.COUNTED),
-        (CRASH, Verdict.FAILURE, False, Retry.COUNTED),
-        (STATUS, Verdict.FAILURE, False, Retry.COUNTED),
-        (REQUEST, Verdict.NEUTRAL, False, Retry.NO),
+        (MODEL_MISSING, Verdict.FAILURE, Blame.MODEL, Retry.COUNTED),
+        (OUT_OF_MEMORY, Verdict.FAILURE, Blame.VARIANT, Retry.COUNTED),
+        (LOAD_FAILED, Verdict.FAILURE, Blame.VARIANT, Retry.COUNTED),
+        (CRASH, Verdict.FAILURE, Blame.RUNNER, Retry.COUNTED),
+        (STATUS, Verdict.FAILURE, Blame.RUNNER, Retry.COUNTED),
     ],
 )
-def test_what_each_failure_means(failure: Failure, verdict: Verdict, model_only: bool, retry: Retry) -> None:
+def test_what_each_failure_means(failure: Failure, verdict: Verdict, blames: Blame, retry: Retry) -> None:
     outcome = failure.outcome("why")
 
-    assert (outcome.verdict, outcome.model_only, failure.retry) == (verdict, model_only, retry)
+    assert (outcome.verdict, outcome.blames, failure.retry) == (verdict, blames, retry)
     assert (outcome.kind, outcome.error) == (failure.kind, "why")
+
+
+@pytest.mark.parametrize(("told", "retry"), [(BUSY, Retry.FREE), (REQUEST, Retry.NO)])
+def test_what_blames_nobody_is_neutral(told: Failure, retry: Retry) -> None:
+    outcome = told.outcome("why")
+
+    assert (outcome.verdict, told.retry) == (Verdict.NEUTRAL, retry)
+    assert (outcome.kind, outcome.error) == (told.kind, "why")
 
 
 @pytest.mark.parametrize(
@@ -162,7 +182,9 @@ def test_what_each_failure_means(failure: Failure, verdict: Verdict, model_only:
     [
         (b'{"error":"plain"}', "plain"),
         (b'{"error":{"message":"nested","type":"api_error"}}', "nested"),
-        (b'{"error":"two\\n  lines "}', "two lines"),
+        (b'{"error":"two\\nlines "}', "two lines"),
+        (b'{"error":"three\\r\\n\\rlines"}', "three  lines"),
+        (b'{"error":"a  name\\n with  spaces "}', "a  name  with  spaces"),
         (b'{"error":7}', '{"error":7}'),
         (b'{"error":{"message":null}}', '{"error":{"message":null}}'),
         (b"<html>\n<b>502</b></html>", "<html> <b>502</b></html>"),
