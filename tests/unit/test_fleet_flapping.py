@@ -2,9 +2,12 @@
 
 import pytest
 
-from balancer.fleet.breaker import BreakerState
+from balancer.core.names import canonical_name
+from balancer.core.ticket import InstanceId
+from balancer.fleet.breaker import BreakerPolicy, Breakers, BreakerState
 from balancer.fleet.fleet import Fleet
 from balancer.fleet.health import STEADY_SECONDS, Health, HealthPolicy
+from balancer.fleet.instance import Instance, InstanceSpec
 from tests.unit.unit_support import FakeClock, instance
 
 
@@ -105,3 +108,30 @@ def test_becoming_suspect_is_told_once() -> None:
         fleet.failed(a, "slow", refused=False, incarnation=a.incarnation)
 
     assert told == [True]
+
+
+def test_one_is_unproven_until_its_first_probe_comes_back_well_or_not() -> None:
+    well, ill = health(), health()
+    ill.policy = HealthPolicy(unhealthy_threshold=3, healthy_threshold=1)
+    assert (well.unproven, ill.unproven) == (True, True)
+
+    well.succeeded(1.0)
+    ill.failed("x", 1.0, refused=False)
+
+    assert (well.unproven, ill.unproven) == (False, False)
+    fall_and_rise(well, 2.0)
+    assert not well.unproven
+
+
+def test_that_the_first_probe_failed_is_told_once() -> None:
+    a = Instance(InstanceSpec(id=InstanceId("a"), url="http://a:1"), health(), Breakers(BreakerPolicy()))
+    a.health.policy = HealthPolicy(unhealthy_threshold=4, healthy_threshold=1)
+    fleet = Fleet([a], clock=FakeClock())
+    told: list[bool] = []
+    fleet.listen(on_change=lambda each: told.append(each.unproven))
+    assert (a.unproven, a.usable, a.holds(canonical_name("m"))) == (True, False, True)
+
+    for _ in range(3):
+        fleet.failed(a, "slow", refused=False, incarnation=a.incarnation)
+
+    assert (told, a.usable, a.holds(canonical_name("m"))) == ([False], False, False)
