@@ -9,7 +9,7 @@ from balancer.core.names import canonical_name
 from balancer.core.ticket import InstanceId
 from balancer.core.variant import Variant
 from balancer.scheduling.filters import HOLDS, Hold
-from balancer.scheduling.scheduler import Scheduler
+from balancer.scheduling.scheduler import PATIENCE_SECONDS, LoadBegun, Scheduler
 from tests.unit.unit_support import FakeFleet, FakeView, ticket, view
 
 NOW = 1000.0
@@ -21,10 +21,12 @@ def holds(it: FakeView, **facts: object) -> list[Hold]:
     return [hold for each in HOLDS if (hold := each(ticket(**facts), it, NOW))]
 
 
-def decide(*views: FakeView, load_at: str | None = None, **facts: object) -> Decision:
+def decide(
+    *views: FakeView, load_at: str | None = None, alone_until: float = NOW + 0.5, **facts: object
+) -> Decision:
     scheduler = Scheduler(FakeFleet(views), strategy="least_connections", random=Random(1))
-    where = InstanceId(load_at) if load_at else None
-    return scheduler.decide(ticket(**facts), NOW, load_at=where)
+    begun = LoadBegun(InstanceId(load_at), alone_until) if load_at else None
+    return scheduler.decide(ticket(**facts), NOW, begun=begun)
 
 
 def reasons(decision: Decision) -> dict[str, str | None]:
@@ -35,6 +37,7 @@ def reasons(decision: Decision) -> dict[str, str | None]:
     ("facts", "expected"),
     [
         ({}, []),
+        ({"usable": False, "unproven": True}, [Hold("not probed yet")]),
         ({"trials_left": False}, [Hold("breaker half-open, on trial")]),
         ({"paused": 1001.0}, [Hold("said that it is full", 1001.0)]),
         ({"gated": 1060.0}, [Hold("held for a load", 1060.0)]),
@@ -67,7 +70,9 @@ def test_nothing_holds_back_what_needs_no_slot(free_of: dict[str, object]) -> No
         ({"paused": 1001.0}, 1001.0),
         ({"gated": 1060.0}, 1060.0),
         ({"free": False}, None),
-        ({"loading": N, "resident": False}, None),
+        ({"loading": N, "resident": False, "load_overdue_at": 1060.0}, 1060.0),
+        ({"loading": N, "resident": False, "load_overdue_at": 999.0}, None),
+        ({"usable": False, "unproven": True}, None),
     ],
 )
 def test_what_is_held_is_waited_for_until_the_hold_ends(
@@ -109,42 +114,115 @@ def test_only_those_that_could_serve_tell_when_to_come_again(other: dict[str, ob
     assert (decision.standing, decision.next_wake_at) == (Standing.HELD_BACK, 1030.0)
 
 
-def test_what_needs_no_load_comes_before_what_does() -> None:
-    for facts in ({}, {"suspect": True}, {"running": 9}):
-        decision = decide(view("a", resident=False), view("b", **facts))
+def test_a_new_one_is_waited_for_where_nothing_else_is_able_and_is_no_reason_to_wait_elsewhere() -> None:
+    new = view("a", usable=False, unproven=True)
 
-        assert (decision.standing, decision.picked) == (Standing.PICKED, "b")
-        assert reasons(decision)["a"] == "needs a load"
+    assert decide(new, view("b", usable=False)).standing is Standing.BUSY
+    assert decide(new, view("b", running=50)).picked == "b"
+    assert decide(view("a", usable=False)).standing is Standing.NO_INSTANCE
+    assert reasons(decide(new))["a"] == "not probed yet"
+
+
+@pytest.mark.parametrize("model", ["m", None])
+def test_even_what_needs_no_slot_waits_for_the_probe_of_a_new_one(model: str | None) -> None:
+    decision = decide(view("a", usable=False, unproven=True), model=model, needs_slot=False)
+
+    assert (decision.standing, reasons(decision)["a"]) == (Standing.BUSY, "not probed yet")
+
+
+def test_whether_it_needs_a_load_is_nothing_to_the_strategy() -> None:
+    cold, warm = view("a", resident=False), view("b", running=1)
+
+    loads = decide(cold, warm)
+    picks = decide(view("a", resident=False, running=2), warm)
+
+    assert (loads.standing, loads.picked) == (Standing.LOAD, "a")
+    assert (picks.standing, picks.picked) == (Standing.PICKED, "b")
+    assert [each.filtered for each in (*loads.considered, *picks.considered)] == [None] * 4
+
+
+def test_a_suspect_that_is_warm_is_not_preferred_to_a_cold_one() -> None:
+    decision = decide(view("a", resident=False), view("b", suspect=True))
+
+    assert (decision.standing, decision.picked) == (Standing.LOAD, "a")
 
 
 def test_a_cold_one_is_to_load_where_no_warm_one_is_free() -> None:
     decision = decide(view("a", resident=False), view("b", free=False), view("c", paused=1002.0))
 
-    assert (decision.standing, decision.picked, decision.next_wake_at) == (Standing.LOAD, "a", 1002.0)
+    assert (decision.standing, decision.picked) == (Standing.LOAD, "a")
+    assert decision.next_wake_at == NOW + PATIENCE_SECONDS  # from then on it may go elsewhere
 
 
-def loading_at_b(*, suspect: bool = False) -> Decision:
-    b = view("b", resident=False, loading=M, suspect=suspect)
-    return decide(view("a", resident=False), b)
+def loading_at_b(*, warm_a: bool = False, **facts: object) -> Decision:
+    return decide(view("a", resident=warm_a), view("b", resident=False, loading=M, **facts))
 
 
 def test_no_second_load_while_one_is_under_way() -> None:
-    decision = loading_at_b()
+    decision = loading_at_b(load_overdue_at=1060.0)
 
-    assert (decision.standing, decision.picked) == (Standing.BUSY, None)
-    assert reasons(decision) == {"a": "being loaded elsewhere", "b": "loading"}
+    assert (decision.standing, decision.picked, decision.next_wake_at) == (Standing.BUSY, None, 1060.0)
+    assert reasons(decision) == {"a": "waits for a load", "b": "loading"}
 
 
-def test_a_load_at_a_suspect_is_not_waited_for() -> None:
-    decision = loading_at_b(suspect=True)
+def test_others_take_what_is_warm_while_a_load_is_under_way() -> None:
+    decision = loading_at_b(warm_a=True)
+
+    assert (decision.standing, decision.picked) == (Standing.PICKED, "a")
+
+
+@pytest.mark.parametrize("facts", [{"suspect": True}, {"load_overdue_at": NOW}, {"load_overdue_at": 900.0}])
+def test_a_load_at_a_suspect_or_one_that_is_overdue_is_not_waited_for(facts: dict[str, object]) -> None:
+    decision = loading_at_b(**facts)
 
     assert (decision.standing, decision.picked) == (Standing.LOAD, "a")
 
 
-def test_who_had_it_loaded_waits_for_a_slot_there_and_loads_nothing_else() -> None:
-    decision = decide(view("a", resident=False), view("b", free=False), load_at="b")
+def test_a_load_of_another_model_or_other_options_is_not_waited_for() -> None:
+    for other in (N, Variant(M.model, (("num_ctx", 8),))):
+        decision = decide(view("a", resident=False), view("b", resident=False, loading=other))
 
-    assert (decision.standing, reasons(decision)["a"]) == (Standing.BUSY, "being loaded elsewhere")
+        assert (decision.standing, decision.picked) == (Standing.LOAD, "a")
+
+
+def own_load(alone_until: float, *, warm_a: bool = True, **facts: object) -> Decision:
+    """Of a ticket for which a load was begun at `b`, where `a` is free."""
+    b = {"resident": False, "loading": M, **facts}
+    return decide(view("a", resident=warm_a), view("b", **b), load_at="b", alone_until=alone_until)
+
+
+def test_who_had_it_loaded_waits_for_that_alone_for_a_moment() -> None:
+    decision = own_load(NOW + 0.001)
+
+    assert (decision.standing, reasons(decision)["a"]) == (Standing.BUSY, "waits for a load")
+
+
+def test_who_has_waited_for_its_load_long_enough_takes_what_is_warm_but_loads_nothing_else() -> None:
+    warm, cold = own_load(NOW), own_load(NOW, warm_a=False)
+
+    assert (warm.standing, warm.picked) == (Standing.PICKED, "a")
+    assert (cold.standing, reasons(cold)["a"]) == (Standing.BUSY, "waits for a load")
+
+
+@pytest.mark.parametrize("facts", [{"load_overdue_at": NOW}, {"suspect": True}])
+def test_nobody_waits_for_an_overdue_load_of_its_own(facts: dict[str, object]) -> None:
+    for warm, standing in ((True, Standing.PICKED), (False, Standing.LOAD)):
+        decision = own_load(NOW + 0.5, warm_a=warm, **facts)
+
+        assert (decision.standing, decision.picked) == (standing, "a")
+
+
+def test_who_had_it_loaded_goes_there_once_it_is_loaded() -> None:
+    for alone_until in (NOW + 0.5, NOW):
+        decision = own_load(alone_until, resident=True, loading=None, running=9)
+
+        assert (decision.standing, decision.picked) == (Standing.PICKED, "b")
+
+
+def test_who_had_it_loaded_where_no_slot_is_free_goes_where_one_is() -> None:
+    decision = own_load(NOW + 0.5, resident=True, loading=None, free=False)
+
+    assert (decision.standing, decision.picked) == (Standing.PICKED, "a")
 
 
 def test_who_had_it_loaded_in_vain_has_it_loaded_elsewhere() -> None:
