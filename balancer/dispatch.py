@@ -11,7 +11,7 @@ import heapq
 from collections.abc import Callable
 from itertools import count
 
-from balancer.admission.queue import RequestQueue
+from balancer.admission.queue import RequestQueue, lane_of
 from balancer.clock import Clock
 from balancer.core.decision import Decision, Standing
 from balancer.core.names import ModelName
@@ -113,7 +113,7 @@ class Dispatcher:
                 self.release(waiter.result(), Outcome(verdict=Verdict.NEUTRAL, kind="cancelled"))
             raise
         finally:
-            self._forget(ticket.id)
+            self._forget(ticket)
 
     def release(self, lease: Lease, outcome: Outcome) -> None:
         """End a lease. Raises KeyError for one that was released before.
@@ -159,6 +159,12 @@ class Dispatcher:
         while self._cooling and self._cooling[0][0] <= now:
             _, _, instance, model = heapq.heappop(self._cooling)
             instance.end_cooling(model)
+        self._settle_heads(now)
+        if self._expire(now):
+            self._settle_heads(now)
+        self._arm(now)
+
+    def _settle_heads(self, now: float) -> None:
         heads = self._queue.heads()
         heapq.heapify(heads)
         while heads:
@@ -169,8 +175,6 @@ class Dispatcher:
             following = self._queue.head(lane)
             if following is not None:
                 heapq.heappush(heads, (following.arrival, number, lane))
-        self._expire(now)
-        self._arm(now)
 
     def _settle(self, ticket: Ticket, now: float) -> bool:
         """Decide for one ticket; True where it left the queue, with a lease or with an error."""
@@ -240,8 +244,10 @@ class Dispatcher:
             )
         return NoInstance(f"no instance{wanted} is usable now", retry_after_seconds=1.0)
 
-    def _expire(self, now: float) -> None:
-        for ticket in self._queue.expired(now):
+    def _expire(self, now: float) -> bool:
+        """Turn away those whose deadline has come; whether there were any."""
+        gone = self._queue.expired(now)
+        for ticket in gone:
             waiter = self._waiters[ticket.id]
             if not waiter.done():
                 waited = now - ticket.queued_at
@@ -251,12 +257,15 @@ class Dispatcher:
                         retry_after_seconds=self.retry_after_seconds(),
                     )
                 )
+        return bool(gone)
 
-    def _forget(self, ticket: TicketId) -> None:
-        del self._waiters[ticket]
-        self._loads_at.pop(ticket, None)
-        if self._queue.remove(ticket):
-            self._arm(self._clock.monotonic())
+    def _forget(self, ticket: Ticket) -> None:
+        """Who stood behind one that left may go where it would not, as it waited for its own load."""
+        del self._waiters[ticket.id]
+        self._loads_at.pop(ticket.id, None)
+        first = self._queue.head(lane_of(ticket)) is ticket
+        if self._queue.remove(ticket.id):
+            self.wake() if first else self._arm(self._clock.monotonic())
 
     def _learn(self, seconds: float, parallel: int) -> None:
         known = self._service_seconds

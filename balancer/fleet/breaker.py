@@ -61,8 +61,10 @@ class Breaker:
     def allows(self, now: float, policy: BreakerPolicy) -> bool:
         """Whether one more lease may be taken."""
         state = self.state(now)
-        return state is BreakerState.CLOSED or not policy.enabled or (
-            state is BreakerState.HALF_OPEN and len(self._trials) < policy.permits
+        return (
+            state is BreakerState.CLOSED
+            or not policy.enabled
+            or (state is BreakerState.HALF_OPEN and len(self._trials) < policy.permits)
         )
 
     def reopens_at(self, now: float) -> float | None:

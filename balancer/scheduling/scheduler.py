@@ -74,6 +74,7 @@ class Scheduler:
             return self._decision(ticket, now, standing, considered, chosen, next_wake_at=wake)
         if able:
             wake_at += [each.held_until for each in considered if each.held_until > now]
+            wake_at += [begun.alone_until] if begun is not None and begun.alone_until > now else []
         standing = Standing.BUSY if able else _dead_end(considered)
         return self._decision(
             ticket, now, standing, considered, None, next_wake_at=min(wake_at, default=None)

@@ -1,17 +1,20 @@
 """What dispatch must and must not do, told anew from the state of a house, for the property tests.
 
 Counts leases, cooling slots and trials of its own, so that a number that dispatch or an instance loses
-shows. What an instance is (up, drained, gated, warm) is asked of it.
+shows. What an instance is (up, drained, gated, warm) is asked of it, also as it will be at a later time
+if nothing happens until then.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from balancer.admission.queue import Lane
 from balancer.core.decision import Decision, Standing
-from balancer.core.ticket import InstanceId, Lease, Ticket
+from balancer.core.ticket import Lease, Ticket
 from balancer.core.variant import Variant
-from balancer.fleet.breaker import Breaker
+from balancer.fleet.breaker import Breaker, BreakerState
 from balancer.fleet.instance import Instance
+from balancer.scheduling.scheduler import LoadBegun
 from tests.unit.unit_support import House, LoopClock
 
 EPSILON = 1e-6
@@ -19,76 +22,90 @@ EPSILON = 1e-6
 
 @dataclass
 class Oracle:
-    """Looks at `house`, which is set later. `cooling` is written by the test, `trials` at every look."""
+    """Looks at `house`, which is set later. `cooling` is written by the test, `due` and `trials` at every
+    decision and look: the breakers that a lease tries, with the numbers of its trials."""
 
     clock: LoopClock
     house: House = field(init=False)
     cooling: list[tuple[float, Instance, str]] = field(default_factory=list)
-    trials: dict[int, tuple[Breaker | None, Breaker | None]] = field(default_factory=dict)
+    due: dict[tuple[str, int], list[Breaker]] = field(default_factory=dict)
+    trials: dict[int, list[tuple[Breaker, int]]] = field(default_factory=dict)
 
     @property
     def now(self) -> float:
         return self.clock.monotonic()
 
-    def taken(self, instance: Instance, model: str | None = None) -> int:
+    def taken(self, instance: Instance, model: str | None = None, *, at: float | None = None) -> int:
         """Slots of one model there, or of all, that are lent or cooling."""
-        lent = [lease for lease, at in self.house.dispatcher._leases.values() if at is instance]
+        at = self.now if at is None else at
+        lent = [lease for lease, where in self.house.dispatcher._leases.values() if where is instance]
         of = [str(lease.ticket.variant and lease.ticket.variant.model) for lease in lent]
-        of += [cools for until, at, cools in self.cooling if at is instance and until > self.now]
+        of += [cools for until, where, cools in self.cooling if where is instance and until > at]
         return sum(1 for each in of if model in {None, each})
 
-    def has_slot(self, instance: Instance, variant: Variant) -> bool:
+    def has_slot(self, instance: Instance, variant: Variant, *, at: float) -> bool:
         cap = instance.spec.max_concurrent_requests
-        within_cap = cap is None or self.taken(instance) < cap
-        return within_cap and self.taken(instance, variant.model) < instance.slots(variant)
+        within_cap = cap is None or self.taken(instance, at=at) < cap
+        return within_cap and self.taken(instance, variant.model, at=at) < instance.slots(variant)
 
-    def able(self, ticket: Ticket) -> list[Instance]:
+    def able(self, ticket: Ticket, *, at: float | None = None) -> list[Instance]:
         """Those that can take the ticket now, or after something has ended that is sure to end."""
-        return [
-            each for each in self._fit(ticket) if each.breaker_reopens_at(_model(ticket), self.now) is None
-        ]
+        at = self.now if at is None else at
+        return [each for each in self._fit(ticket) if each.breaker_reopens_at(_variant(ticket), at) is None]
 
-    def free(self, ticket: Ticket, load_at: InstanceId | None) -> list[Instance]:
-        """Those of them to which it must go now."""
-        variant = _variant(ticket)
-        able = self._preferred(self.able(ticket))
-        free = [
-            each for each in able if not self.waits_for_event(each, variant) and not self.ends(each, variant)
+    def free(self, ticket: Ticket, *, at: float | None = None) -> list[Instance]:
+        """Those of them to one of which it must go at that time."""
+        at, variant = self.now if at is None else at, _variant(ticket)
+        able = _first(self.able(ticket, at=at), lambda each: each.held_until <= at)
+        free = [each for each in able if not self.held(each, variant, at=at)]
+        free = _first(free, lambda each: not each.suspect)
+        loading = [each for each in able if self.waited_for(each, variant, at=at)]
+        begun = self.begun(ticket)
+        own = [
+            each
+            for each in able
+            if begun is not None and each.id == begun.instance
+            if each in loading or (each in free and each.warm(variant))
         ]
-        warm = [each for each in free if each.warm(variant)]
-        loads = any(each.loading == variant and not each.suspect for each in able)
-        loaded = any(each.id == load_at and each.warm(variant) for each in able)
-        return warm if warm or loads or loaded else free
+        if begun is not None and own and at < begun.alone_until:
+            return [each for each in free if each in own and each.warm(variant)]
+        return [each for each in free if each.warm(variant)] if loading or own else free
 
-    def waits_for_event(self, instance: Instance, variant: Variant) -> bool:
-        """Whether a slot, a load or a trial has to end before it can take the variant."""
-        cold = not instance.warm(variant)
+    def begun(self, ticket: Ticket) -> LoadBegun | None:
+        """The load that was begun for the ticket."""
+        return self.house.dispatcher._loads_at.get(ticket.id)
+
+    def waited_for(self, instance: Instance, variant: Variant, *, at: float) -> bool:
+        """Whether the variant is being loaded there and may well be there soon."""
+        return instance.loading == variant and not instance.suspect and at < instance.load_overdue_at
+
+    def held(self, instance: Instance, variant: Variant, *, at: float) -> bool:
+        """Whether a probe, a slot, a load, a trial, a pause or a gate has to end before it takes the
+        variant."""
         return (
-            not self.has_slot(instance, variant)
-            or not instance.breaker_allows(variant.model, self.now)
-            or (cold and instance.loading is not None)
+            instance.unproven
+            or not self.has_slot(instance, variant, at=at)
+            or not instance.breaker_allows(variant, at)
+            or (not instance.warm(variant) and instance.loading is not None)
+            or instance.paused_until(at) is not None
+            or instance.gated_until(variant, at) is not None
         )
 
-    def ends(self, instance: Instance, variant: Variant) -> list[float]:
-        """When what holds it back will have ended by itself."""
-        times = (
-            instance.breaker_reopens_at(variant.model, self.now),
-            instance.paused_until(self.now),
-            instance.gated_until(variant, self.now),
-        )
-        return [at for at in times if at is not None]
-
-    def next_wake(self, ticket: Ticket) -> list[float]:
-        """Times by which somebody has to look at the ticket again though nothing happens."""
-        variant = _variant(ticket)
-        times = [ticket.deadline, *(until for until, _, _ in self.cooling if until > self.now)]
-        loads = any(each.loading == variant and not each.suspect for each in self.able(ticket))
+    def next_wake(self, ticket: Ticket) -> float:
+        """By when somebody has to look at the ticket again though nothing happens: the first time from
+        which it could go somewhere."""
+        variant, begun = _variant(ticket), self.begun(ticket)
+        times = [until for until, _, _ in self.cooling]
+        times += [begun.alone_until] if begun is not None else []
         for each in self._fit(ticket):
-            if self.waits_for_event(each, variant) or (loads and not each.warm(variant)):
-                continue
-            held = [each.held_until] if each.held_until > self.now else []
-            times += [max(self.ends(each, variant) + held)] if self.ends(each, variant) + held else []
-        return times
+            ends = (
+                each.breaker_reopens_at(variant, self.now),
+                each.paused_until(self.now),
+                each.gated_until(variant, self.now),
+            )
+            times += [each.held_until, each.load_overdue_at, *(at for at in ends if at is not None)]
+        later = sorted(at for at in set(times) if self.now < at < ticket.deadline)
+        return next((at for at in later if self.free(ticket, at=at)), ticket.deadline)
 
     def lane_heads(self) -> list[Ticket]:
         """Who is next in each lane."""
@@ -105,50 +122,61 @@ class Oracle:
             self._check_standing(decision)
             return
         where, variant = self.house.fleet.get(decision.picked), _variant(ticket)
-        assert where in able
-        assert self.has_slot(where, variant)
-        assert self.ends(where, variant) == []
-        assert not self.waits_for_event(where, variant)
-        assert where.held_until <= self.now or all(each.held_until > self.now for each in able)
+        assert where.usable
+        assert not where.drained
+        assert where.id not in ticket.excluded
+        assert where.holds(variant.model)
+        assert where.breaker_reopens_at(variant, self.now) is None
+        assert not self.held(where, variant, at=self.now)
+        assert where in self.free(ticket)
         if decision.standing is Standing.LOAD:
             assert not where.warm(variant)
             assert where.loading is None
-            assert not any(each.loading == variant and not each.suspect for each in self._preferred(able))
+            steady = _first(able, lambda each: each.held_until <= self.now)
+            assert not any(self.waited_for(each, variant, at=self.now) for each in steady)
         else:
             assert decision.standing is Standing.PICKED
             assert where.warm(variant)
+            self.due[ticket.id, ticket.attempt] = [
+                each
+                for each in _breakers(where, variant)
+                if each is not None and each.state(self.now) is BreakerState.HALF_OPEN
+            ]
 
     def check_permits(self) -> None:
         """Each half-open breaker counts the trials that are out, and never more than it may."""
         for lease, at in self.house.dispatcher._leases.values():
-            self._note_trial(lease, at)
+            self._note_trials(lease, at)
         live = {lease.id for lease in self.house.dispatcher.leases}
-        self.trials = {name: pair for name, pair in self.trials.items() if name in live}
+        self.trials = {name: tried for name, tried in self.trials.items() if name in live}
+        tried = [each for of_lease in self.trials.values() for each in of_lease]
+        assert len({number for _, number in tried}) == len(tried), "two trials have one number"
         for instance in self.instances():
-            for breaker in (instance.breakers._own, *instance.breakers._models.values()):
-                out = sum(1 for pair in self.trials.values() if any(each is breaker for each in pair))
-                assert len(breaker._trials) == out <= instance.breakers.policy.permits
+            for breaker in (instance.breakers._own, *instance.breakers._pairs.values()):
+                out = {number for tries, number in tried if tries is breaker}
+                assert breaker._trials == out
+                assert len(out) <= instance.breakers.policy.permits
 
     def instances(self) -> list[Instance]:
         """Those of the fleet, and those that left it with leases out."""
         left = [at for _, at in self.house.dispatcher._leases.values()]
         return list(dict.fromkeys([*self.house.fleet.instances(), *left]))
 
-    def _note_trial(self, lease: Lease, at: Instance) -> None:
-        if lease.id not in self.trials:
-            pair = at.breakers._models.get(_model(lease.ticket))
-            own = at.breakers._own
-            self.trials[lease.id] = (
-                own if lease.trial.instance else None,
-                pair if lease.trial.model else None,
-            )
+    def _note_trials(self, lease: Lease, at: Instance) -> None:
+        """What was half-open when it was lent is tried by it, and nothing else."""
+        if lease.id in self.trials:
+            return
+        due = self.due.pop((lease.ticket.id, lease.ticket.attempt))
+        numbers = [each for each in (lease.trial.instance, lease.trial.model, lease.trial.variant) if each]
+        assert len(numbers) == len(due), f"{lease.ticket.id} tries {numbers} of {at.id}"
+        self.trials[lease.id] = list(zip(due, numbers, strict=True))
 
     def _check_standing(self, decision: Decision) -> None:
         """That it is held back says when the first of those that only breakers hold is to be tried."""
         reopen = [
             at
             for each in self._fit(decision.ticket)
-            if (at := each.breaker_reopens_at(_model(decision.ticket), self.now)) is not None
+            if (at := each.breaker_reopens_at(_variant(decision.ticket), self.now)) is not None
         ]
         if decision.standing is Standing.HELD_BACK:
             assert decision.next_wake_at == min(reopen)
@@ -156,25 +184,29 @@ class Oracle:
             assert reopen == [] or decision.standing is Standing.EXHAUSTED
 
     def _fit(self, ticket: Ticket) -> list[Instance]:
-        """Those that can take the ticket as far as no time has to pass."""
+        """Those that can take the ticket, or may turn out to, as far as no time has to pass."""
         return [
             each
             for each in self.house.fleet.instances()
-            if each.usable
+            if (each.usable or each.unproven)
             and not each.drained
             and each.id not in ticket.excluded
-            and each.holds(_model(ticket))
+            and each.holds(_variant(ticket).model)
         ]
 
-    def _preferred(self, able: list[Instance]) -> list[Instance]:
-        steady = [each for each in able if each.held_until <= self.now]
-        return steady or able
+
+def _breakers(where: Instance, variant: Variant) -> tuple[Breaker | None, ...]:
+    """The instance's own, the model's and the variant's, as far as they are there."""
+    pairs = where.breakers._pairs
+    exact = None if variant.auto else pairs.get(variant)
+    return (where.breakers._own, pairs.get(Variant(variant.model)), exact)
+
+
+def _first(wide: list[Instance], wanted: Callable[[Instance], bool]) -> list[Instance]:
+    """Those wanted, or all where none is."""
+    return [each for each in wide if wanted(each)] or wide
 
 
 def _variant(ticket: Ticket) -> Variant:
     assert ticket.variant is not None
     return ticket.variant
-
-
-def _model(ticket: Ticket) -> str:
-    return _variant(ticket).model

@@ -3,17 +3,19 @@
 import asyncio
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from balancer.core.names import canonical_name
-from balancer.core.ticket import InstanceId, Lease, Outcome, Ticket, Verdict
+from balancer.core.ticket import Blame, InstanceId, Lease, Outcome, Ticket, Verdict
 from balancer.core.variant import Variant
 from balancer.errors import DeadlinePassed, NoInstance, QueueFull, UnknownModel
 from balancer.fleet.breaker import BreakerPolicy
 from balancer.fleet.fleet import Load
+from balancer.fleet.health import Health
 from balancer.fleet.instance import Instance
 from balancer.settings import Strategy
 from tests.property.dispatch_oracle import EPSILON, Oracle
@@ -32,12 +34,17 @@ OUTCOMES = {
     "left": Outcome(verdict=Verdict.NEUTRAL, kind="cancelled"),
     "left in prefill": Outcome(verdict=Verdict.NEUTRAL, kind="cancelled", in_prefill=True),
     "fault": Outcome(verdict=Verdict.FAILURE, kind="crash"),
-    "model's fault": Outcome(verdict=Verdict.FAILURE, kind="oom", model_only=True),
+    "instance's fault": Outcome(verdict=Verdict.FAILURE, kind="lost", blames=Blame.INSTANCE),
+    "model's fault": Outcome(verdict=Verdict.FAILURE, kind="no_model", blames=Blame.MODEL),
+    "variant's fault": Outcome(verdict=Verdict.FAILURE, kind="oom", blames=Blame.VARIANT),
 }
+FAULTS = [name for name in OUTCOMES if "fault" in name]
 LOADS = {
     "ok": OK,
-    "cannot": Outcome(verdict=Verdict.FAILURE, kind="load", model_only=True),
-    "lost": Outcome(verdict=Verdict.FAILURE, kind="connection_lost"),
+    "cannot": Outcome(verdict=Verdict.FAILURE, kind="load", blames=Blame.VARIANT),
+    "gone": Outcome(verdict=Verdict.FAILURE, kind="no_model", blames=Blame.MODEL),
+    "lost": Outcome(verdict=Verdict.FAILURE, kind="connection_lost", blames=Blame.INSTANCE),
+    "rejected": Outcome(verdict=Verdict.NEUTRAL, kind="rejected"),
     "busy": Outcome(verdict=Verdict.NEUTRAL, kind="busy"),
     "aborted": Outcome(verdict=Verdict.NEUTRAL, kind="aborted"),
 }
@@ -112,7 +119,7 @@ class DispatchMachine(RuleBasedStateMachine):
         self.it.dispatcher.wake()
         for each in self.known:
             assert (each.running, each.cooling) == (0, 0)
-            for breaker in (each.breakers._own, *each.breakers._models.values()):
+            for breaker in (each.breakers._own, *each.breakers._pairs.values()):
                 assert breaker._trials == set()
         assert (len(self.it.queue), self.it.dispatcher._waiters, self.it.dispatcher._loads_at) == (0, {}, {})
 
@@ -160,7 +167,7 @@ class DispatchMachine(RuleBasedStateMachine):
         if outcome.in_prefill and not late:
             variant = lease.ticket.variant
             assert variant is not None
-            until = self.clock.monotonic() + where.cooling_seconds(variant)
+            until = self.clock.monotonic() + where.cooling_seconds(lease.ticket)
             self.oracle.cooling.append((until, where, variant.model))
         self.it.dispatcher.release(lease, outcome)
         self.released += 1
@@ -174,13 +181,32 @@ class DispatchMachine(RuleBasedStateMachine):
     def at(self, name: str) -> Instance | None:
         return self.it.fleet.get(InstanceId(name)) if name in self.it.fleet else None
 
-    def end_load(self, where: Instance, load: Load, ending: str) -> None:
+    def end_load(self, where: Instance, load: Load, ending: str, resident: set[str] | None = None) -> None:
+        """As the loader does: between the answer and the end the lists are read, where they can be."""
         self.it.loads.remove((where, load))
+        self.it.fleet.loaded(where, load, LOADS[ending])
+        if resident is not None:
+            self.list_runners(where, resident)
         self.it.fleet.load_ended(where, load, LOADS[ending])
+
+    def list_runners(
+        self,
+        where: Instance,
+        resident: set[str],
+        *,
+        models: tuple[str, ...] | None = None,
+        digest: str = "1",
+        context: int = 4,
+        age: int = 0,
+    ) -> None:
+        runners = [{"name": each, "digest": digest, "context_length": context} for each in sorted(resident)]
+        rows = None if models is None else [{"name": each} for each in models]
+        at = self.clock.monotonic() - age
+        self.it.fleet.inventory_read(where, models=rows, runners=runners, slots={}, at=at)
 
     @rule(
         variant=st.sampled_from(VARIANTS),
-        patience=st.integers(1, 60),
+        patience=st.integers(1, 90),
         excluded=st.sets(NAMES, max_size=1),
     )
     def arrive(self, variant: Variant, patience: int, excluded: set[str]) -> None:
@@ -203,7 +229,7 @@ class DispatchMachine(RuleBasedStateMachine):
         self.run(lambda: self.give_back(number, ending))
 
     @precondition(lambda self: self.held)
-    @rule(data=st.data(), refused=st.booleans(), ending=st.sampled_from(["fault", "model's fault"]))
+    @rule(data=st.data(), refused=st.booleans(), ending=st.sampled_from(FAULTS))
     def fail_and_try_again(self, data: st.DataObject, refused: bool, ending: str) -> None:
         number = data.draw(st.sampled_from(sorted(self.held)))
         lease, where = self.held[number]
@@ -233,10 +259,14 @@ class DispatchMachine(RuleBasedStateMachine):
         self.run(*(events if leaves_first else reversed(events)))
 
     @precondition(lambda self: self.it.loads)
-    @rule(data=st.data(), ending=st.sampled_from(sorted(LOADS)))
-    def load_ends(self, data: st.DataObject, ending: str) -> None:
+    @rule(
+        data=st.data(),
+        ending=st.sampled_from(["ok", *sorted(LOADS)]),
+        resident=st.none() | st.sets(st.sampled_from(MODELS)),
+    )
+    def load_ends(self, data: st.DataObject, ending: str, resident: set[str] | None) -> None:
         where, load = self.it.loads[data.draw(st.integers(0, len(self.it.loads) - 1))]
-        self.run(lambda: self.end_load(where, load, ending))
+        self.run(lambda: self.end_load(where, load, ending, resident))
 
     @precondition(lambda self: self.it.loads)
     @rule(data=st.data(), seconds=st.integers(1, 20))
@@ -279,17 +309,12 @@ class DispatchMachine(RuleBasedStateMachine):
         models=st.none() | st.sampled_from([MODELS, ("m",), ("n",)]),
         resident=st.sets(st.sampled_from(MODELS)),
         digest=st.sampled_from("12"),
+        context=st.sampled_from([4, 8]),
         age=st.integers(0, 2),
     )
-    def read_lists(
-        self, name: str, models: tuple[str, ...] | None, resident: set[str], digest: str, age: int
-    ) -> None:
-        if not (where := self.at(name)):
-            return
-        runners = [{"name": each, "digest": digest, "context_length": 4} for each in sorted(resident)]
-        rows = None if models is None else [{"name": each} for each in models]
-        at = self.clock.monotonic() - age
-        self.run(lambda: self.it.fleet.inventory_read(where, models=rows, runners=runners, slots={}, at=at))
+    def read_lists(self, name: str, resident: set[str], **told: Any) -> None:
+        if where := self.at(name):
+            self.run(lambda: self.list_runners(where, resident, **told))
 
     @rule(
         fates=st.lists(
@@ -297,9 +322,10 @@ class DispatchMachine(RuleBasedStateMachine):
         ),
         slots=st.integers(1, 3),
         cap=st.none() | st.integers(1, 3),
-        up=st.booleans(),
+        health=st.sampled_from(["up", "failed", "unproven"]),
+        listed=st.booleans(),
     )
-    def reload(self, fates: list[str], slots: int, cap: int | None, up: bool) -> None:
+    def reload(self, fates: list[str], slots: int, cap: int | None, health: str, listed: bool) -> None:
         members = []
         for name, fate in zip("abc", fates, strict=True):
             kept = self.at(name)
@@ -307,13 +333,15 @@ class DispatchMachine(RuleBasedStateMachine):
                 continue
             fresh = instance(
                 name,
-                up=up,
-                models=MODELS,
+                up=health == "up",
+                models=MODELS if listed else None,
                 cold=True,
                 slots=slots,
                 max_concurrent_requests=cap,
                 breaker=POLICY,
             )
+            if health == "unproven":
+                fresh.health = Health(fresh.health.policy)
             if kept is None or fate == "anew":
                 self.known.append(fresh)
                 members.append(fresh)
@@ -353,8 +381,7 @@ class DispatchMachine(RuleBasedStateMachine):
     def nobody_waits_while_an_instance_could_take_it(self) -> None:
         for asked in self.oracle.lane_heads():
             assert self.oracle.able(asked), f"{asked.id} waits for nobody"
-            load_at = self.it.dispatcher._loads_at.get(asked.id)
-            free = self.oracle.free(asked, load_at)
+            free = self.oracle.free(asked)
             assert free == [], f"{asked.id} waits though {free[0].id} could take it"
 
     @invariant()
@@ -362,7 +389,7 @@ class DispatchMachine(RuleBasedStateMachine):
         timer = self.it.dispatcher._timer
         for asked in self.oracle.lane_heads():
             assert timer is not None
-            assert timer.when() <= min(self.oracle.next_wake(asked)) + EPSILON
+            assert timer.when() <= self.oracle.next_wake(asked) + EPSILON
 
     @invariant()
     def one_load_at_a_time_for_an_instance(self) -> None:
@@ -396,8 +423,11 @@ class DispatchMachine(RuleBasedStateMachine):
 
 def _counted(where: Instance) -> list[tuple[object, ...]]:
     """What the breakers of an instance have counted, apart from permits."""
-    own, pairs = where.breakers._own, where.breakers._models
-    return [(each._faults, each._open_until) for each in (own, *pairs.values())]
+    own, pairs = where.breakers._own, where.breakers._pairs
+    return [
+        ("own", own._faults, own._open_until, *sorted(where.breakers._models_at_fault)),
+        *((str(key), each._faults, each._open_until) for key, each in pairs.items()),
+    ]
 
 
 DispatchMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)

@@ -4,9 +4,11 @@ import asyncio
 
 import pytest
 
-from balancer.core.ticket import InstanceId, Lease, Outcome, Ticket, Verdict
+from balancer.core.ticket import Blame, InstanceId, Lease, Outcome, Ticket, Verdict
 from balancer.errors import NoInstance
-from balancer.fleet.breaker import BreakerPolicy
+from balancer.fleet.breaker import BreakerPolicy, Breakers
+from balancer.fleet.health import Health, HealthPolicy
+from balancer.fleet.instance import Instance, InstanceSpec
 from tests.unit.unit_support import (
     OK,
     FakeClock,
@@ -21,7 +23,8 @@ from tests.unit.unit_support import (
 
 LEFT = Outcome(verdict=Verdict.NEUTRAL, kind="cancelled", in_prefill=True)
 FAULT = Outcome(verdict=Verdict.FAILURE, kind="crash", error="the runner crashed")
-CANNOT = Outcome(verdict=Verdict.FAILURE, kind="oom", error="out of memory", model_only=True)
+CANNOT = Outcome(verdict=Verdict.FAILURE, kind="oom", error="out of memory", blames=Blame.VARIANT)
+GONE = Outcome(verdict=Verdict.FAILURE, kind="connection_lost", error="it broke off", blames=Blame.INSTANCE)
 BUSY = Outcome(verdict=Verdict.NEUTRAL, kind="busy", error="server busy")
 QUICK = BreakerPolicy(threshold=1, reset_seconds=30.0)
 Wait = asyncio.Task[Lease]
@@ -40,6 +43,7 @@ def patient(name: str, clock: LoopClock | FakeClock, **facts: object) -> Ticket:
 
 def end_load(it: House, outcome: Outcome) -> None:
     where, load = it.loads.pop()
+    it.fleet.loaded(where, load, outcome)
     it.fleet.load_ended(where, load, outcome)
 
 
@@ -75,7 +79,7 @@ async def test_who_left_leaves_the_load_to_those_behind() -> None:
     assert (second.done(), it.loads) == (True, [])
 
 
-@pytest.mark.parametrize(("outcome", "seconds"), [(CANNOT, 60.0), (BUSY, 1.0), (FAULT, 1.0)])
+@pytest.mark.parametrize(("outcome", "seconds"), [(CANNOT, 60.0), (BUSY, 1.0), (FAULT, 1.0), (GONE, 1.0)])
 async def test_a_failed_load_is_told_to_all_that_wait_with_its_reason(
     outcome: Outcome, seconds: float
 ) -> None:
@@ -117,21 +121,113 @@ async def test_one_instance_loads_one_model_at_a_time_and_then_the_next() -> Non
     assert (m.done(), n.done()) == (True, False)
 
 
-async def test_a_second_instance_loads_only_when_the_slots_of_the_first_run_out() -> None:
-    it = house(FakeClock(), instance("a", cold=True, slots=2), instance("b", cold=True, slots=2))
+async def test_a_second_instance_loads_only_when_the_load_at_the_first_is_over() -> None:
+    clock = FakeClock()
+    it = house(clock, instance("a", cold=True, slots=2), instance("b", cold=True, slots=2))
     waits = await ask(it, *numbered(2))
+    assert len(it.loads) == 1
     first = it.loads[0][0]
+
     end_load(it, OK)
     await settle()
-    assert ([each.done() for each in waits], it.loads) == ([True, True], [])
 
-    (third,) = await ask(it, ticket("3", arrival=3))
+    assert ([each.done() for each in waits], len(it.loads)) == ([True, False], 1)
+    assert waits[0].result().instance == first.id
+    assert it.loads[0][0] is not first  # the one with fewer running, though it is cold
+    clock.advance(1.0)
+    it.dispatcher.wake()
+    await settle()
+    assert waits[1].result().instance == first.id  # the load takes long, and a slot is free there
 
-    assert (third.done(), len(it.loads)) == (False, 1)
-    assert it.loads[0][0] is not first
+
+async def test_who_waits_for_the_load_at_a_second_instance_takes_a_slot_that_came_back() -> None:
+    clock = FakeClock()
+    it = house(clock, instance("a", cold=True, slots=1), instance("b", cold=True, slots=1))
+    waits = await ask(it, *numbered(2))
+    end_load(it, OK)
+    await settle()
+    assert ([each.done() for each in waits], len(it.loads)) == ([True, False], 1)
+    clock.advance(1.0)
+    it.dispatcher.wake()
+    await settle()
+    assert not waits[1].done()
+
     it.dispatcher.release(waits[0].result(), OK)
     await settle()
-    assert third.result().instance == first.id  # a slot there came back before the load was over
+
+    assert waits[1].result().instance == waits[0].result().instance
+
+
+def test_the_load_that_a_strategy_began_is_waited_for_alone_for_a_second() -> None:
+    async def body(clock: LoopClock) -> None:
+        it = house(clock, instance("a", slots=2), instance("b", cold=True))
+        first = await it.dispatcher.acquire(patient("1", clock))
+        assert first.instance == "a"
+        (wait,) = await ask(it, patient("2", clock, arrival=2))
+        assert [where.id for where, _ in it.loads] == ["b"]
+
+        assert (await wait).instance == "a"
+        assert clock.monotonic() == pytest.approx(1001.0, abs=0.01)
+        assert len(it.loads) == 1
+
+    run_virtually(body)
+
+
+def test_a_load_that_is_over_within_the_second_serves_who_began_it() -> None:
+    async def body(clock: LoopClock) -> None:
+        it = house(clock, instance("a", slots=2), instance("b", cold=True))
+        await it.dispatcher.acquire(patient("1", clock))
+        (wait,) = await ask(it, patient("2", clock, arrival=2))
+
+        await asyncio.sleep(0.5)
+        end_load(it, OK)
+
+        assert (await wait).instance == "b"
+        assert clock.monotonic() == pytest.approx(1000.5, abs=0.01)
+
+    run_virtually(body)
+
+
+def test_a_load_that_is_overdue_is_begun_elsewhere() -> None:
+    async def body(clock: LoopClock) -> None:
+        it = house(clock, instance("a", cold=True), instance("b", cold=True))
+        (wait,) = await ask(it, patient("1", clock))
+        assert len(it.loads) == 1
+
+        await asyncio.sleep(59.9)
+        assert len(it.loads) == 1
+        await asyncio.sleep(0.2)
+        assert {where.id for where, _ in it.loads} == {"a", "b"}
+
+        end_load(it, OK)
+        await wait
+
+    run_virtually(body)
+
+
+async def test_a_load_that_is_answered_but_not_over_serves_already() -> None:
+    it = house(FakeClock(), instance("a", cold=True))
+    (wait,) = await ask(it, ticket())
+
+    it.fleet.loaded(*it.loads[0], OK)
+    it.dispatcher.wake()
+    await settle()
+
+    assert wait.done()
+    end_load(it, OK)
+
+
+async def test_who_comes_before_the_first_probe_waits_for_it() -> None:
+    a = Instance(
+        InstanceSpec(id=InstanceId("a"), url="http://a:1"), Health(HealthPolicy()), Breakers(BreakerPolicy())
+    )
+    it = house(FakeClock(), a)
+    (wait,) = await ask(it, ticket())
+    assert not wait.done()
+
+    it.fleet.failed(a, "slow", refused=False, incarnation=a.incarnation)
+    await settle()
+    assert isinstance(wait.exception(), NoInstance)
 
 
 def test_who_waits_for_a_load_takes_a_warm_slot_that_is_free_sooner() -> None:

@@ -5,16 +5,17 @@ from typing import Any
 import pytest
 
 from balancer.core.names import ModelName
-from balancer.core.ticket import Outcome, Verdict
+from balancer.core.ticket import Blame, Outcome, Verdict
 from balancer.core.variant import OptionValue, Variant
 from balancer.fleet.breaker import BreakerState
 from balancer.fleet.fleet import Fleet
 from balancer.fleet.instance import Instance
 from tests.unit.unit_support import OK, FakeClock, instance
 
-CANNOT = Outcome(verdict=Verdict.FAILURE, kind="load", error="killed", model_only=True)
-LOST = Outcome(verdict=Verdict.FAILURE, kind="connection_lost", error="lost")
+CANNOT = Outcome(verdict=Verdict.FAILURE, kind="load", error="killed", blames=Blame.VARIANT)
+LOST = Outcome(verdict=Verdict.FAILURE, kind="connection_lost", error="lost", blames=Blame.INSTANCE)
 BUSY = Outcome(verdict=Verdict.NEUTRAL, kind="busy", error="server busy")
+REFUSED = Outcome(verdict=Verdict.NEUTRAL, kind="rejected", error="invalid option")
 
 
 def variant(model: str = "m:latest", **options: OptionValue) -> Variant:
@@ -29,9 +30,14 @@ def listed(it: Instance, *runners: dict[str, Any], at: float) -> None:
     it.read_inventory(models=None, runners=runners, slots={}, at=at)
 
 
-def loaded(it: Instance, wanted: Variant, *, at: float, outcome: Outcome = OK, current: bool = True) -> None:
-    it.load_began(wanted)
-    it.load_ended(wanted, outcome, began_at=at - 1, now=at, current=current)
+def loaded(it: Instance, wanted: Variant, *, at: float, outcome: Outcome = OK) -> None:
+    """A load that took a second and ended at that time."""
+    clock = FakeClock(at - 1)
+    fleet = Fleet([it], clock=clock)
+    load = fleet.load_began(it, wanted, patience_seconds=60.0)
+    clock.advance(1.0)
+    fleet.loaded(it, load, outcome)
+    fleet.load_ended(it, load, outcome)
 
 
 def test_what_a_list_names_is_warm_and_nothing_else() -> None:
@@ -56,8 +62,116 @@ def test_a_load_is_believed_until_a_list_read_later_tells_otherwise() -> None:
 
     listed(it, at=9.5)
     assert it.warm(variant())
-    listed(it, at=10.5)
+    listed(it, runner(), at=10.5)
+    assert it.warm(variant())
+    listed(it, at=11.5)
     assert not it.warm(variant())
+
+
+def test_a_load_that_the_very_next_list_does_not_show_says_that_the_list_does_not_tell() -> None:
+    it = instance("a", cold=True)
+    loaded(it, variant(), at=10.0)
+
+    for at in (10.5, 11.5, 12.5):
+        listed(it, at=at)
+        assert [it.warm(variant()), it.warm(variant(num_ctx=4096))] == [True, True]
+
+    listed(it, runner(), at=13.5)
+    listed(it, at=14.5)
+    assert not it.warm(variant())
+
+
+def test_that_a_list_does_not_tell_of_a_model_says_nothing_of_others_and_ends_with_the_instance() -> None:
+    it = instance("a", models=("m", "n"), cold=True)
+    loaded(it, variant(), at=10.0)
+    listed(it, at=10.5)
+    assert [it.warm(variant()), it.warm(variant("n:latest"))] == [True, False]
+
+    it.forget_runners()
+
+    assert not it.warm(variant())
+
+
+def test_what_was_unloaded_on_purpose_is_cold_and_no_list_is_blamed_for_it() -> None:
+    it = instance("a", cold=True)
+    loaded(it, variant(), at=10.0)
+
+    it.forget_runner(variant().model)
+    assert not it.warm(variant())
+    listed(it, at=10.5)
+
+    assert not it.warm(variant())
+
+
+def test_while_it_is_loaded_with_other_options_a_model_is_as_good_as_gone() -> None:
+    it = instance("a", models=("m", "n"))
+    it.load_began(variant(num_ctx=4096), 60.0)
+
+    assert [it.warm(variant()), it.warm(variant("n:latest"))] == [False, True]
+
+    outcome = Outcome(verdict=Verdict.NEUTRAL, kind="busy", error="busy")
+    it.load_ended(variant(num_ctx=4096), outcome, began_at=1.0, now=2.0, current=True)
+    assert it.warm(variant())
+
+
+def test_a_runner_stays_warm_while_the_very_same_is_loaded() -> None:
+    it = instance("a")
+
+    it.load_began(variant(), 60.0)
+
+    assert it.warm(variant())
+
+
+def test_where_only_the_models_could_be_read_the_request_will_tell() -> None:
+    it = instance("a", models=None)
+
+    it.read_inventory(models=[{"name": "m"}], runners=None, slots={}, at=5.0)
+    assert it.inventory is not None
+    assert (it.inventory.read_at, it.inventory.runners_at, it.warm(variant())) == (5.0, None, True)
+
+    it.read_inventory(models=None, runners=[], slots={}, at=6.0)
+    assert (it.inventory.read_at, it.inventory.runners_at, it.warm(variant())) == (6.0, 6.0, False)
+
+
+def test_a_list_of_models_alone_tells_nothing_of_a_load() -> None:
+    """What counts is when the runners were read, not when anything was."""
+    it = instance("a", cold=True)
+    loaded(it, variant(), at=10.0)
+
+    it.read_inventory(models=[{"name": "m"}], runners=None, slots={}, at=11.0)
+
+    assert it.inventory is not None
+    assert (it.inventory.read_at, it.inventory.runners_at) == (11.0, 0.0)
+    assert [it.warm(variant()), it.warm(variant(num_ctx=4096))] == [True, False]
+
+
+def test_what_the_instance_refuses_to_load_is_let_through_to_be_told() -> None:
+    it = instance("a", cold=True)
+
+    loaded(it, variant(num_ctx=7), at=10.0, outcome=REFUSED)
+
+    assert [it.warm(variant(num_ctx=7)), it.warm(variant())] == [True, False]
+    assert (it.breaker_reopens_at(variant(num_ctx=7), 10.0), it.breakers.models) == (None, set())
+    it.forget_runners()
+    assert not it.warm(variant(num_ctx=7))
+
+
+def test_those_that_are_let_through_are_bounded_and_the_oldest_goes_first() -> None:
+    it = instance("a", cold=True)
+
+    for number in range(101):
+        loaded(it, variant(num_ctx=number), at=10.0, outcome=REFUSED)
+
+    assert [it.warm(variant(num_ctx=number)) for number in (0, 1, 100)] == [False, True, True]
+
+
+def test_a_load_is_overdue_when_its_patience_is_over() -> None:
+    it = instance("a", cold=True)
+    fleet = Fleet([it], clock=FakeClock(100.0))
+
+    load = fleet.load_began(it, variant(), patience_seconds=7.0)
+
+    assert (it.load_overdue_at, load.began_at, load.incarnation) == (107.0, 100.0, it.incarnation)
 
 
 @pytest.mark.parametrize(
@@ -117,15 +231,24 @@ def test_what_was_loaded_goes_with_the_instance() -> None:
 
 
 @pytest.mark.parametrize("outcome", [CANNOT, LOST, BUSY])
-def test_a_load_that_failed_leaves_the_model_cold_and_at_rest(outcome: Outcome) -> None:
+def test_a_load_that_failed_leaves_the_model_cold_and_pauses_it(outcome: Outcome) -> None:
     it = instance("a", cold=True)
 
     loaded(it, variant(), at=10.0, outcome=outcome)
 
     assert (it.loading, it.warm(variant())) == (None, False)
-    assert it.breaker_reopens_at(variant().model, 10.0) == (70.0 if outcome is CANNOT else 11.0)
-    assert it.breakers.last_error(variant().model, 10.0) == outcome.error
+    assert it.breaker_reopens_at(variant(), 10.0) == (70.0 if outcome is CANNOT else 11.0)
+    assert it.breakers.last_error(variant(), 10.0) == outcome.error
     assert it.breakers.state(10.0) is BreakerState.CLOSED
+
+
+def test_a_load_that_failed_is_held_against_its_variant_alone() -> None:
+    it = instance("a", cold=True)
+
+    loaded(it, variant(num_ctx=4096), at=10.0, outcome=CANNOT)
+
+    assert it.breaker_reopens_at(variant(num_ctx=4096), 10.0) == 70.0
+    assert [it.breaker_reopens_at(each, 10.0) for each in (variant(), variant(num_ctx=8))] == [None, None]
 
 
 def test_loads_that_lose_their_connection_open_the_pair_in_the_end() -> None:
@@ -134,7 +257,7 @@ def test_loads_that_lose_their_connection_open_the_pair_in_the_end() -> None:
     for number in range(1, 6):
         loaded(it, variant(), at=10.0 * number, outcome=LOST)
 
-    assert it.breaker_reopens_at(variant().model, 50.0) == 110.0
+    assert it.breaker_reopens_at(variant(), 50.0) == 110.0
 
 
 def test_a_load_that_went_well_forgives_the_model() -> None:
@@ -143,32 +266,33 @@ def test_a_load_that_went_well_forgives_the_model() -> None:
 
     loaded(it, variant(), at=80.0)
 
-    assert (it.breakers.models, it.breaker_allows(variant().model, 80.0)) == ((), True)
+    assert (it.breakers.models, it.breaker_allows(variant(), 80.0)) == (set(), True)
 
 
 @pytest.mark.parametrize("outcome", [OK, CANNOT, LOST, BUSY])
 def test_a_load_of_an_earlier_life_ends_and_changes_nothing_else(outcome: Outcome) -> None:
     it = instance("a", cold=True)
     fleet = Fleet([it], clock=FakeClock())
-    load = fleet.load_began(it, variant())
+    load = fleet.load_began(it, variant(), patience_seconds=60.0)
     fleet.failed(it, "refused", refused=True, incarnation=it.incarnation)
 
+    fleet.loaded(it, load, outcome)
     fleet.load_ended(it, load, outcome)
 
-    assert (it.loading, it.warm(variant()), it.breakers.models) == (None, False, ())
+    assert (it.loading, it.warm(variant()), it.breakers.models) == (None, False, set())
 
 
 def test_one_load_at_a_time() -> None:
     it = instance("a", models=("m", "n"), cold=True)
-    it.load_began(variant())
+    it.load_began(variant(), 60.0)
 
     with pytest.raises(AssertionError):
-        it.load_began(variant("n:latest"))
+        it.load_began(variant("n:latest"), 60.0)
 
 
 def test_a_gate_holds_back_all_but_its_variant_until_its_time_is_up() -> None:
     it = instance("a", cold=True)
-    it.load_began(variant())
+    it.load_began(variant(), 60.0)
 
     it.gate(variant(), 20.0)
 
@@ -179,7 +303,7 @@ def test_a_gate_holds_back_all_but_its_variant_until_its_time_is_up() -> None:
 @pytest.mark.parametrize("outcome", [OK, CANNOT, LOST, BUSY])
 def test_a_gate_ends_with_its_load(outcome: Outcome) -> None:
     it = instance("a", cold=True)
-    it.load_began(variant())
+    it.load_began(variant(), 60.0)
     it.gate(variant(), 1e9)
 
     it.load_ended(variant(), outcome, began_at=1.0, now=10.0, current=True)
@@ -190,10 +314,12 @@ def test_a_gate_ends_with_its_load(outcome: Outcome) -> None:
 def test_the_end_of_a_load_is_told() -> None:
     it = instance("a", cold=True)
     fleet = Fleet([it], clock=FakeClock())
-    load = fleet.load_began(it, variant())
+    load = fleet.load_began(it, variant(), patience_seconds=60.0)
     told: list[tuple[str, bool]] = []
     fleet.listen(on_change=lambda each: told.append((each.id, each.warm(variant()))))
 
+    fleet.loaded(it, load, OK)
+    assert (it.warm(variant()), it.loading, told) == (True, variant(), [])
     fleet.load_ended(it, load, OK)
 
-    assert told == [("a", True)]
+    assert (told, it.loading) == ([("a", True)], None)
