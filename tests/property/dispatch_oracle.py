@@ -150,7 +150,8 @@ class Oracle:
         live = {lease.id for lease in self.house.dispatcher.leases}
         self.trials = {name: tried for name, tried in self.trials.items() if name in live}
         tried = [each for of_lease in self.trials.values() for each in of_lease]
-        assert len({number for _, number in tried}) == len(tried), "two trials have one number"
+        told_apart = {(id(breaker._numbers), number) for breaker, number in tried}
+        assert len(told_apart) == len(tried), "two trials at one instance have one number"
         for instance in self.instances():
             for breaker in (instance.breakers._own, *instance.breakers._pairs.values()):
                 out = {number for tries, number in tried if tries is breaker}
