@@ -194,7 +194,7 @@ async def test_clients_of_two_context_lengths_are_both_served(store: Path, tmp_p
     assert [each.status_code for each in answers] == [200] * 2 * TURNS
     assert {each.headers["X-Balancer-Attempts"] for each in answers} == {"1"}
     assert loads == ["ok"] * closed.loads()
-    assert closed.loads() >= TURNS
+    assert closed.loads() >= 2
 
 
 async def ask_in_turn(client: httpx.AsyncClient, context: int) -> list[httpx.Response]:
