@@ -272,13 +272,12 @@ async def busy(store: Path, folder: Path) -> AsyncIterator[RealOllama]:
 async def test_busy_server_turns_its_requests_over_to_another(store: Path, tmp_path: Path) -> None:
     """The balancer's own load is turned down there, before it lends a slot to anyone."""
     async with busy(store, tmp_path) as turning_down:
-        with (
-            serving("idle", store, tmp_path) as idle,
-            in_front_of([turning_down, idle], tmp_path) as started,
-        ):
-            async with http(started.url) as client:
-                answers = [await client.post(each.path, json=each.body(2, model="say")) for each in TALKS]
-            returned, loads = started.running(), started.loads()
+        with serving("idle", store, tmp_path) as idle:
+            first = json.dumps([{"url": turning_down.url, "weight": 100}, {"url": idle.url}])
+            with in_front_of([turning_down, idle], tmp_path, BALANCER_INSTANCES=first) as started:
+                async with http(started.url) as client:
+                    answers = [await client.post(each.path, json=each.body(2, model="say")) for each in TALKS]
+                returned, loads = started.running(), started.loads()
 
     assert [each.text for each in answers if each.status_code != 200] == []
     assert {idle.url} == {started.server(each.headers).url for each in answers}
