@@ -62,7 +62,7 @@ class InstanceView(Protocol):
         """Whether its breakers let one more request through now."""
 
     def paused_until(self, now: float) -> float | None:
-        """Until when it takes nothing new, having said that it is full; None where it does."""
+        """Until when it takes nothing new, as it was full a moment ago; None where it does."""
 
     def gated_until(self, variant: Variant, now: float) -> float | None:
         """Until when leases for this variant are held back so that another can be loaded, at the

@@ -137,6 +137,14 @@ class Breakers:
         self._pairs: dict[Variant, Breaker] = {}
         self._models_at_fault: set[ModelName] = set()
 
+    def use(self, policy: BreakerPolicy) -> None:
+        """Another policy from now on; one that is not enabled forgets what was counted before."""
+        self.policy = policy
+        if not policy.enabled:
+            self._own = Breaker(self._numbers)
+            self._pairs.clear()
+            self._models_at_fault.clear()
+
     @property
     def models(self) -> set[ModelName]:
         """Those that have a breaker here, closed or not."""
@@ -221,10 +229,6 @@ class Breakers:
         """The model there is another one now."""
         for key in [each for each in self._pairs if each.model == model]:
             del self._pairs[key]
-
-    def forget_variant(self, variant: Variant) -> None:
-        """It was loaded."""
-        self._pairs.pop(variant, None)
 
     def state(self, now: float) -> BreakerState:
         """The instance's own."""

@@ -67,7 +67,7 @@ class Instance:
         """Take over how another of the same URL was configured, and keep what is known and lent."""
         self.spec = fresh.spec
         self.health.policy = fresh.health.policy
-        self.breakers.policy = fresh.breakers.policy
+        self.breakers.use(fresh.breakers.policy)
 
     @property
     def id(self) -> InstanceId:
@@ -161,8 +161,8 @@ class Instance:
         return self.residency.warm(variant, self.inventory)
 
     def pause(self, until: float) -> None:
-        """Lend no slots until then: it has said that its own queue is full."""
-        self._paused_until = until
+        """Lend no slots until then: it has said that its own queue is full, or a load came to nothing."""
+        self._paused_until = max(until, self._paused_until)
 
     def load_began(self, variant: Variant, overdue_at: float) -> None:
         """The balancer loads a variant here."""
@@ -175,11 +175,11 @@ class Instance:
         self.residency.ended(variant)
         if not current:
             return
-        if outcome.verdict is Verdict.SUCCESS:
-            self.breakers.forget_variant(variant)
-        elif outcome.kind == "rejected":
+        if outcome.kind == "rejected":
             self.residency.let_through(variant)
-        else:
+        elif outcome.verdict is Verdict.NEUTRAL:
+            self.pause(now + _PAUSE_SECONDS)
+        elif outcome.verdict is Verdict.FAILURE:
             self.breakers.settle_pair(variant, outcome, leased_at=began_at, trial=Trial(), now=now)
             self.breakers.pause(variant, outcome.error, until=now + _PAUSE_SECONDS)
 

@@ -72,9 +72,10 @@ def no_trial_out(ticket: Ticket, instance: InstanceView, now: float) -> Hold | N
 
 
 def not_paused(ticket: Ticket, instance: InstanceView, now: float) -> Hold | None:
-    """Held for a moment where the instance has said that its own queue is full."""
+    """Held for a moment where the instance has said that its own queue is full, or a load there came to
+    nothing."""
     until = instance.paused_until(now) if ticket.needs_slot else None
-    return None if until is None else Hold("said that it is full", until)
+    return None if until is None else Hold("paused for a moment", until)
 
 
 def not_gated(ticket: Ticket, instance: InstanceView, now: float) -> Hold | None:

@@ -140,7 +140,6 @@ async def test_client_that_leaves_does_not_abort_the_load_that_it_caused() -> No
         (500, "model requires more system memory (9 GiB) than is available (3 GiB)", (50, 60)),
         (500, "llama-server process has terminated: signal: killed", (50, 60)),
         (500, "nobody has seen this", (50, 60)),
-        (503, FULL, (1, 1)),
     ],
 )
 async def test_failed_load_is_told_to_all_that_wait_for_it(
@@ -160,6 +159,20 @@ async def test_failed_load_is_told_to_all_that_wait_for_it(
             assert text.strip() in each.json["error"]
             assert seconds[0] <= int(each.header("retry-after") or 0) <= seconds[1]
         assert (len(one.loads), one.asked) == (1, [])
+
+
+async def test_load_that_a_full_instance_turns_down_is_tried_again_while_requests_wait() -> None:
+    async with ColdInstance().running() as one, balancing(one, each={"slots": 9}) as running:
+        one.fail_loads(503, FULL)
+        tasks = [ask(running, number=number) for number in range(5)]
+        await until(lambda: len(one.loads) == 2)
+        assert len(running.balancer.queue) == 5
+        one.load_answer = whole(LOADED)
+
+        answers = await asyncio.gather(*tasks)
+
+        assert [each.status for each in answers] == [200] * 5
+        assert [each["outcome"] for each in running.logged("load_ended")] == ["busy", "busy", "ok"]
 
 
 async def test_where_one_fails_to_load_another_instance_loads() -> None:

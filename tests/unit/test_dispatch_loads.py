@@ -79,7 +79,7 @@ async def test_who_left_leaves_the_load_to_those_behind() -> None:
     assert (second.done(), it.loads) == (True, [])
 
 
-@pytest.mark.parametrize(("outcome", "seconds"), [(CANNOT, 60.0), (BUSY, 1.0), (FAULT, 1.0), (GONE, 1.0)])
+@pytest.mark.parametrize(("outcome", "seconds"), [(CANNOT, 60.0), (FAULT, 1.0), (GONE, 1.0)])
 async def test_a_failed_load_is_told_to_all_that_wait_with_its_reason(
     outcome: Outcome, seconds: float
 ) -> None:
@@ -94,6 +94,24 @@ async def test_a_failed_load_is_told_to_all_that_wait_with_its_reason(
         assert isinstance(error, NoInstance)
         assert (outcome.error in str(error), error.retry_after_seconds) == (True, seconds)
     assert (it.loads, len(it.queue)) == ([], 0)
+
+
+def test_a_load_that_came_to_nothing_is_begun_again_a_moment_later() -> None:
+    async def body(clock: LoopClock) -> None:
+        it = house(clock, instance("a", cold=True))
+        waits = await ask(it, *(patient(str(number), clock, arrival=number) for number in range(3)))
+
+        end_load(it, BUSY)
+        await asyncio.sleep(0.9)
+        assert (it.loads, [each.done() for each in waits]) == ([], [False] * 3)
+        await asyncio.sleep(0.2)
+
+        assert [where.id for where, _ in it.loads] == ["a"]
+        end_load(it, OK)
+        await settle()
+        assert waits[0].result().instance == "a"
+
+    run_virtually(body)
 
 
 async def test_a_failed_load_is_begun_at_another_instance() -> None:

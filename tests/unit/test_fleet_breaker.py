@@ -359,6 +359,21 @@ def test_nothing_opens_where_it_is_disabled(outcome: Outcome) -> None:
     assert all(it.allows(each, 3.0) for each in (M, N, BIG))
 
 
+def test_what_was_counted_before_they_were_disabled_is_forgotten() -> None:
+    it = Breakers(BreakerPolicy(threshold=1, reset_seconds=10.0))
+    settle(it, GONE, 1.0, variant=N)
+    settle(it, CANNOT, 2.0, since=1.5)
+    trial = it.take(M, 12.5)
+    assert (bool(trial.instance), bool(trial.model)) == (True, True)
+
+    it.use(BreakerPolicy(threshold=1, enabled=False, reset_seconds=10.0))
+    assert (it.state(12.5), it.states(12.5), it.models) == (CLOSED, {}, set())
+    settle(it, GONE, 13.0, trial, since=12.5)
+    it.use(BreakerPolicy(threshold=1, reset_seconds=10.0))
+
+    assert (it.state(14.0), it.allows(M, 14.0), it.allows(N, 14.0)) == (CLOSED, True, True)
+
+
 def test_a_pause_keeps_apart_from_the_breakers() -> None:
     """It is told where something waits for it, and over at once when its time is up."""
     it = Breakers(POLICY)
@@ -444,17 +459,14 @@ def test_a_model_that_was_forgotten_owes_its_trials_nothing() -> None:
         assert (it.states(23.0), it.allows(M, 23.0)) == ({M.model: HALF_OPEN}, False)
 
 
-def test_a_model_is_forgotten_with_all_its_variants_and_a_variant_alone() -> None:
+def test_a_model_is_forgotten_with_all_its_variants() -> None:
     it = Breakers(POLICY)
     for variant in (M, BIG, N):
         settle(it, CANNOT, 1.0, variant=variant)
 
-    it.forget_variant(BIG)
-    assert [it.allows(each, 1.0) for each in (M, BIG, N)] == [False, False, False]  # M stands for both
-    settle(it, CANNOT, 3.0, since=2.0, variant=BIG)
     it.forget(M.model)
 
-    assert [it.allows(each, 3.0) for each in (M, BIG, N)] == [True, True, False]
+    assert [it.allows(each, 1.0) for each in (M, BIG, N)] == [True, True, False]
 
 
 def test_an_instance_that_starts_anew_ends_pauses_and_lets_all_be_tried() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from balancer.core.names import ModelName
-from balancer.core.ticket import Blame, Outcome, Verdict
+from balancer.core.ticket import Blame, Outcome, Trial, Verdict
 from balancer.core.variant import OptionValue, Variant
 from balancer.fleet.breaker import BreakerState
 from balancer.fleet.fleet import Fleet
@@ -13,6 +13,7 @@ from balancer.fleet.instance import Instance
 from tests.unit.unit_support import OK, FakeClock, instance
 
 CANNOT = Outcome(verdict=Verdict.FAILURE, kind="load", error="killed", blames=Blame.VARIANT)
+CRASH = Outcome(verdict=Verdict.FAILURE, kind="crash", error="the runner crashed")
 LOST = Outcome(verdict=Verdict.FAILURE, kind="connection_lost", error="lost", blames=Blame.INSTANCE)
 BUSY = Outcome(verdict=Verdict.NEUTRAL, kind="busy", error="server busy")
 REFUSED = Outcome(verdict=Verdict.NEUTRAL, kind="rejected", error="invalid option")
@@ -230,7 +231,19 @@ def test_what_was_loaded_goes_with_the_instance() -> None:
     assert not it.warm(variant())
 
 
-@pytest.mark.parametrize("outcome", [CANNOT, LOST, BUSY])
+def test_a_load_that_came_to_nothing_pauses_the_instance() -> None:
+    it = instance("a", cold=True)
+    it.pause(10.5)
+
+    loaded(it, variant(), at=10.0, outcome=BUSY)
+
+    assert (it.loading, it.warm(variant()), it.breaker_reopens_at(variant(), 10.0)) == (None, False, None)
+    assert (it.paused_until(10.9), it.paused_until(11.0)) == (11.0, None)
+    it.pause(10.5)
+    assert it.paused_until(10.9) == 11.0
+
+
+@pytest.mark.parametrize("outcome", [CANNOT, LOST])
 def test_a_load_that_failed_leaves_the_model_cold_and_pauses_it(outcome: Outcome) -> None:
     it = instance("a", cold=True)
 
@@ -260,13 +273,16 @@ def test_loads_that_lose_their_connection_open_the_pair_in_the_end() -> None:
     assert it.breaker_reopens_at(variant(), 50.0) == 110.0
 
 
-def test_a_load_that_went_well_forgives_the_model() -> None:
+def test_a_model_that_loads_well_and_always_crashes_is_left_alone_in_the_end() -> None:
     it = instance("a", cold=True)
-    loaded(it, variant(), at=10.0, outcome=CANNOT)
 
-    loaded(it, variant(), at=80.0)
+    for number in range(1, 6):
+        loaded(it, variant(), at=10.0 * number)
+        it.breakers.settle_pair(
+            variant(), CRASH, leased_at=10.0 * number, trial=Trial(), now=10.0 * number + 1
+        )
 
-    assert (it.breakers.models, it.breaker_allows(variant(), 80.0)) == (set(), True)
+    assert it.breaker_reopens_at(variant(), 51.0) == 111.0
 
 
 @pytest.mark.parametrize("outcome", [OK, CANNOT, LOST, BUSY])

@@ -39,7 +39,7 @@ def reasons(decision: Decision) -> dict[str, str | None]:
         ({}, []),
         ({"usable": False, "unproven": True}, [Hold("not probed yet")]),
         ({"trials_left": False}, [Hold("breaker half-open, on trial")]),
-        ({"paused": 1001.0}, [Hold("said that it is full", 1001.0)]),
+        ({"paused": 1001.0}, [Hold("paused for a moment", 1001.0)]),
         ({"gated": 1060.0}, [Hold("held for a load", 1060.0)]),
         ({"free": False}, [Hold("no free slot")]),
         ({"loading": N, "resident": False}, [Hold("loading")]),
