@@ -29,6 +29,7 @@ from balancer.errors import (
     UnknownModel,
 )
 from balancer.fleet.fleet import Fleet
+from balancer.fleet.residency import EVICTION_SECONDS
 from balancer.protocol.endings import Ending, judge
 from balancer.protocol.failures import (
     BUSY,
@@ -45,6 +46,8 @@ from balancer.upstream.exchange import Exchange
 
 _REFRESH_SECONDS = 1.0
 _SILENCE_SECONDS = 2.0
+_LOADED_SECONDS = 1.0
+"""An answer that tells of a longer load carried one: other models may have made room for it."""
 _ERROR_BODY_BYTES = 65536
 _ERROR_BODY_SECONDS = 2.0
 _FULL_SECONDS = 1.0
@@ -91,6 +94,8 @@ class Attempts:
         operation, counters, instance = record.operation, record.counters, InstanceId(record.instance)
         if operation is None or operation.variant is None or instance not in self._fleet:
             return
+        if counters.load_seconds and counters.load_seconds > _LOADED_SECONDS:
+            self._look(instance)
         if counters.prompt_tokens and counters.prompt_seconds:
             self._fleet.get(instance).learn_prefill(
                 operation.variant.model, counters.prompt_tokens, counters.prompt_seconds
@@ -269,6 +274,10 @@ class Attempts:
     def _return(self, lease: Lease, record: RequestRecord, outcome: Outcome) -> None:
         self._ledger.returned(record, lease.instance)
         self._dispatcher.release(lease, outcome)
+        instance = self._fleet.find(lease)
+        if instance is not None and instance.loading is not None:
+            # What has ended may have to make room for the load, which only the lists tell.
+            asyncio.get_running_loop().call_later(EVICTION_SECONDS, self._look, lease.instance)
 
 
 def _retry(error: InstanceError) -> Retry:

@@ -125,7 +125,7 @@ class Dispatcher:
         variant = lease.ticket.variant
         if lease.ticket.needs_slot and variant is not None:
             now = self._clock.monotonic()
-            instance.give_slot_back(variant.model)
+            instance.give_slot_back(variant.model, now)
             instance.settle(lease, outcome, now)
             if outcome.in_prefill and lease.incarnation == instance.incarnation:
                 instance.begin_cooling(variant.model)

@@ -22,6 +22,7 @@ from balancer.errors import BalancerError, ConnectFailed, ConnectionLost, FleetE
 from balancer.fleet.device_ledger import DeviceLedger
 from balancer.fleet.fleet import Fleet, Load
 from balancer.fleet.instance import Instance
+from balancer.fleet.residency import EVICTION_SECONDS
 from balancer.protocol.failures import LOAD_FAILED, REQUEST, STATUS, classify, error_message
 from balancer.protocol.headers import Headers
 from balancer.telemetry.logs import Logger
@@ -36,14 +37,15 @@ _HEADERS: Headers = (
 _ANSWER_BYTES = 65536
 _ANSWER_SECONDS = 5.0
 _READ_SECONDS = 2.0
-_EVICTED_SECONDS = 0.3
-"""By then Ollama has unloaded what stood in the way of a load."""
 _SILENCE_SECONDS = 2.0
 """A load that takes longer is no sign of trouble, but the instance is probed once more than planned."""
 _LONGEST_SECONDS = 900.0
 """Longer than Ollama's own bound of a load that makes no progress (OLLAMA_LOAD_TIMEOUT, 5 min)."""
 _SLOWEST_BYTES_PER_SECOND = 200e6
 """What a load from a slow disk still reaches; with it a model's size bounds how long it should take."""
+_SLOWER = 2.0
+"""So much longer than the fastest one of the same variant there a load may take."""
+_LEARNED_LIMIT = 1000
 _GATE_AFTER_SECONDS = 2.0
 _GATE_AFTER_LONGEST_SECONDS = 60.0
 _GATE_SECONDS = 60.0
@@ -76,6 +78,7 @@ class Loader:
         self._clock = clock
         self._log = log
         self._gate_after_seconds = gate_after_seconds
+        self._fastest: dict[tuple[InstanceId, Variant], float] = {}
         self._tasks: dict[Instance, asyncio.Task[None]] = {}
         self._group: asyncio.TaskGroup | None = None
         fleet.listen(on_members=self._abort_removed)
@@ -109,7 +112,7 @@ class Loader:
         )
         looks = [
             asyncio.get_running_loop().call_later(after, self._look, instance.id)
-            for after in (_EVICTED_SECONDS, _SILENCE_SECONDS)
+            for after in (EVICTION_SECONDS, _SILENCE_SECONDS)
         ]
         try:
             async with asyncio.timeout(_LONGEST_SECONDS):
@@ -171,6 +174,7 @@ class Loader:
         model = load.variant.model
         if outcome.verdict is Verdict.SUCCESS:
             self._metrics.model_load_duration.labels(model).observe(seconds)
+            self._learn(instance, load.variant, seconds)
         elif outcome.verdict is Verdict.FAILURE:
             self._metrics.errors.labels(instance.id, model, outcome.kind).inc()
         self._log.info(
@@ -184,9 +188,19 @@ class Loader:
         self._fleet.load_ended(instance, load, outcome)
 
     def _patience_seconds(self, instance: Instance, variant: Variant) -> float:
-        """How long a load may take before it looks as if others keep it from beginning."""
+        """How long a load may take before it looks as if others keep it from beginning: by how long the
+        fastest one took there, or by the model's size."""
+        fastest = self._fastest.get((instance.id, variant))
         expected = _size_bytes(instance, variant) / _SLOWEST_BYTES_PER_SECOND
+        if fastest is not None:
+            expected = min(expected, _SLOWER * fastest)
         return min(max(self._gate_after_seconds, expected), _GATE_AFTER_LONGEST_SECONDS)
+
+    def _learn(self, instance: Instance, variant: Variant, seconds: float) -> None:
+        known = self._fastest.pop((instance.id, variant), seconds)
+        self._fastest[instance.id, variant] = min(known, seconds)
+        if len(self._fastest) > _LEARNED_LIMIT:
+            del self._fastest[next(iter(self._fastest))]
 
     def _gate(self, instance: Instance, load: Load) -> None:
         if instance.running and instance.loading == load.variant:

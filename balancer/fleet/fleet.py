@@ -138,13 +138,14 @@ class Fleet:
     def load_began(self, instance: Instance, variant: Variant, *, patience_seconds: float) -> Load:
         """The balancer loads a variant there; after so long it is overdue."""
         now = self._clock.monotonic()
-        instance.load_began(variant, now + patience_seconds)
+        instance.load_began(variant, now, now + patience_seconds)
         return Load(variant, instance.incarnation, now)
 
     def loaded(self, instance: Instance, load: Load, outcome: Outcome) -> None:
         """A load was answered; it is believed until a list that was read later tells otherwise."""
         if outcome.verdict is Verdict.SUCCESS and load.incarnation == instance.incarnation:
             instance.residency.loaded(load.variant, self._clock.monotonic())
+            self._tell(self._on_change, instance)
 
     def load_ended(self, instance: Instance, load: Load, outcome: Outcome) -> None:
         """A load ended. A failure counts against what is to blame for it. What belongs to an earlier

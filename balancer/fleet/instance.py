@@ -164,9 +164,11 @@ class Instance:
         """Lend no slots until then: it has said that its own queue is full, or a load came to nothing."""
         self._paused_until = max(until, self._paused_until)
 
-    def load_began(self, variant: Variant, overdue_at: float) -> None:
-        """The balancer loads a variant here."""
+    def load_began(self, variant: Variant, now: float, overdue_at: float) -> None:
+        """The balancer loads a variant here, for which models that run nothing may have to make room."""
         self.residency.began(variant, overdue_at)
+        for model in self.inventory.runners if self.inventory else ():
+            self._doubt_if_idle(model, now)
 
     def load_ended(
         self, variant: Variant, outcome: Outcome, *, began_at: float, now: float, current: bool
@@ -226,13 +228,19 @@ class Instance:
         self.running += 1
         self._running_of[model] += 1
 
-    def give_slot_back(self, model: ModelName) -> None:
+    def give_slot_back(self, model: ModelName, now: float) -> None:
         """Count one lease back; never more than were taken."""
         assert self._running_of[model] > 0, f"a slot of {model} came back to {self.id} twice"
         self.running -= 1
         self._running_of[model] -= 1
         if not self._running_of[model]:
             del self._running_of[model]
+            self._doubt_if_idle(model, now)
+
+    def _doubt_if_idle(self, model: ModelName, now: float) -> None:
+        loading = self.residency.loading
+        if loading is not None and loading.model != model and not self._running_of[model]:
+            self.residency.doubt(model, now)
 
     def settle(self, lease: Lease, outcome: Outcome, now: float) -> None:
         """Tell the breakers how a lease ended. What belongs to an earlier life of the instance, or of

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from balancer.core.names import ModelName, is_cloud_name
 from balancer.core.variant import OptionValue, Variant
 
+EVICTION_SECONDS = 0.3
+"""By then Ollama has unloaded what stands in the way of a load and runs nothing."""
 _LET_THROUGH_LIMIT = 100
 Row = Mapping[str, object]
 """One item of `/api/tags` or `/api/ps`, as the instance sent it."""
@@ -58,6 +60,7 @@ class Residency:
         self._unlisted: set[ModelName] = set()
         self._let_through: dict[Variant, None] = {}
         self._gate: tuple[Variant, float] | None = None
+        self._doubted: dict[ModelName, float] = {}
 
     def warm(self, variant: Variant, inventory: Inventory | None) -> bool:
         """Whether a request for the variant needs no load. Where no list could be read, or the list is
@@ -69,6 +72,8 @@ class Residency:
             return False  # as good as gone
         if model in self._unlisted or variant in self._let_through:
             return True
+        if inventory.runners_at < self._doubted.get(model, float("-inf")):
+            return False
         runner = inventory.runners.get(model)
         loaded = self._loaded.get(model)
         if loaded is not None and loaded.at > inventory.runners_at:
@@ -92,6 +97,11 @@ class Residency:
         """The load went well."""
         self._loaded[variant.model] = _Loaded(variant, at)
 
+    def doubt(self, model: ModelName, now: float) -> None:
+        """It runs nothing while another model is being loaded: it may have to make room for that. It is
+        believed to be there again once a list says so that was read when it would have been gone."""
+        self._doubted[model] = now + EVICTION_SECONDS
+
     def let_through(self, variant: Variant) -> None:
         """The instance refuses to load it, as it will refuse any request for it; let those tell."""
         if len(self._let_through) >= _LET_THROUGH_LIMIT:
@@ -112,6 +122,7 @@ class Residency:
         """Forget the loads that a list read after them does not show any more, or shows anew. One that
         the very next list does not show says that the list does not tell."""
         self._unlisted -= runners.keys()
+        self._doubted = {model: since for model, since in self._doubted.items() if since > at}
         for model, loaded in tuple(self._loaded.items()):
             runner = runners.get(model)
             if loaded.at > at:
@@ -130,6 +141,7 @@ class Residency:
     def forget(self) -> None:
         """The instance has ended, and its runners with it."""
         self._loaded.clear()
+        self._doubted.clear()
         self._unlisted.clear()
         self._let_through.clear()
 

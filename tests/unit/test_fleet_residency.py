@@ -105,10 +105,10 @@ def test_what_was_unloaded_on_purpose_is_cold_and_no_list_is_blamed_for_it() -> 
 
 
 def test_while_it_is_loaded_with_other_options_a_model_is_as_good_as_gone() -> None:
-    it = instance("a", models=("m", "n"))
-    it.load_began(variant(num_ctx=4096), 60.0)
+    it = instance("a")
+    it.load_began(variant(num_ctx=4096), 0.0, 60.0)
 
-    assert [it.warm(variant()), it.warm(variant("n:latest"))] == [False, True]
+    assert not it.warm(variant())
 
     outcome = Outcome(verdict=Verdict.NEUTRAL, kind="busy", error="busy")
     it.load_ended(variant(num_ctx=4096), outcome, began_at=1.0, now=2.0, current=True)
@@ -118,7 +118,7 @@ def test_while_it_is_loaded_with_other_options_a_model_is_as_good_as_gone() -> N
 def test_a_runner_stays_warm_while_the_very_same_is_loaded() -> None:
     it = instance("a")
 
-    it.load_began(variant(), 60.0)
+    it.load_began(variant(), 0.0, 60.0)
 
     assert it.warm(variant())
 
@@ -300,15 +300,15 @@ def test_a_load_of_an_earlier_life_ends_and_changes_nothing_else(outcome: Outcom
 
 def test_one_load_at_a_time() -> None:
     it = instance("a", models=("m", "n"), cold=True)
-    it.load_began(variant(), 60.0)
+    it.load_began(variant(), 0.0, 60.0)
 
     with pytest.raises(AssertionError):
-        it.load_began(variant("n:latest"), 60.0)
+        it.load_began(variant("n:latest"), 0.0, 60.0)
 
 
 def test_a_gate_holds_back_all_but_its_variant_until_its_time_is_up() -> None:
     it = instance("a", cold=True)
-    it.load_began(variant(), 60.0)
+    it.load_began(variant(), 0.0, 60.0)
 
     it.gate(variant(), 20.0)
 
@@ -319,7 +319,7 @@ def test_a_gate_holds_back_all_but_its_variant_until_its_time_is_up() -> None:
 @pytest.mark.parametrize("outcome", [OK, CANNOT, LOST, BUSY])
 def test_a_gate_ends_with_its_load(outcome: Outcome) -> None:
     it = instance("a", cold=True)
-    it.load_began(variant(), 60.0)
+    it.load_began(variant(), 0.0, 60.0)
     it.gate(variant(), 1e9)
 
     it.load_ended(variant(), outcome, began_at=1.0, now=10.0, current=True)
@@ -335,7 +335,43 @@ def test_the_end_of_a_load_is_told() -> None:
     fleet.listen(on_change=lambda each: told.append((each.id, each.warm(variant()))))
 
     fleet.loaded(it, load, OK)
-    assert (it.warm(variant()), it.loading, told) == (True, variant(), [])
+    assert (it.loading, told) == (variant(), [("a", True)])
     fleet.load_ended(it, load, OK)
 
-    assert (told, it.loading) == ([("a", True)], None)
+    assert (it.loading, told) == (None, [("a", True)] * 2)
+
+
+def test_a_model_that_runs_nothing_may_make_room_for_one_that_is_loaded() -> None:
+    """It may be gone until a list tells otherwise that was read when it would have been."""
+    it = instance("a", models=("m", "n", "o"))
+    it.take_slot(ModelName("n:latest"))
+    it.load_began(variant("o:latest"), 10.0, 60.0)
+
+    assert [it.warm(variant()), it.warm(variant("n:latest"))] == [False, True]
+    listed(it, runner(), runner(name="n"), at=10.2)
+    assert not it.warm(variant())
+    listed(it, runner(), runner(name="n"), at=10.3)
+    assert it.warm(variant())
+
+    it.give_slot_back(ModelName("n:latest"), 12.0)
+    assert [it.warm(variant()), it.warm(variant("n:latest"))] == [True, False]
+    it.load_ended(variant("o:latest"), OK, began_at=10.0, now=12.1, current=True)
+    assert not it.warm(variant("n:latest"))
+    listed(it, runner(), runner(name="n"), at=12.3)
+    assert it.warm(variant("n:latest"))
+
+
+def test_a_slot_that_comes_back_while_nothing_else_is_loaded_leaves_no_doubt() -> None:
+    it = instance("a", models=("m", "n"))
+    it.load_began(variant(), 1.0, 60.0)
+
+    for name in ("m:latest", "n:latest"):
+        it.take_slot(ModelName(name))
+    it.give_slot_back(ModelName("m:latest"), 2.0)
+    assert it.warm(variant())
+    it.load_ended(variant(), OK, began_at=1.0, now=3.0, current=True)
+    it.give_slot_back(ModelName("n:latest"), 4.0)
+
+    assert not it.warm(variant("n:latest"))  # it ran nothing when the load began
+    listed(it, runner(), runner(name="n"), at=4.0)
+    assert it.warm(variant("n:latest"))
