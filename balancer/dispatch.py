@@ -125,7 +125,7 @@ class Dispatcher:
         variant = lease.ticket.variant
         if lease.ticket.needs_slot and variant is not None:
             now = self._clock.monotonic()
-            instance.give_slot_back(variant.model, now)
+            instance.give_slot_back(variant.model, lease.leased_at, now)
             instance.settle(lease, outcome, now)
             if outcome.in_prefill and lease.incarnation == instance.incarnation:
                 instance.begin_cooling(variant.model)
@@ -209,7 +209,7 @@ class Dispatcher:
         model = ticket.variant.model if ticket.variant else None
         trial = Trial()
         if ticket.needs_slot and ticket.variant is not None:
-            instance.take_slot(ticket.variant.model)
+            instance.take_slot(ticket.variant.model, now)
             trial = instance.breakers.take(ticket.variant, now)
         lease = Lease(
             id=next(self._lease_ids),

@@ -35,6 +35,8 @@ _BATCH_TOKENS = 512
 """A runner's default num_batch. Source: Ollama v0.33 api/types.go."""
 _COOLING_UNKNOWN_SECONDS = 0.25
 _COOLING_LONGEST_SECONDS = 5.0
+_ON_ITS_WAY_SECONDS = 0.1
+"""By then a request that was sent has reached its runner."""
 _PAUSE_SECONDS = 1.0
 """At least so long after a load failed no other load of the model is tried there."""
 _PREFILL_SMOOTHING = 0.3
@@ -57,7 +59,7 @@ class Instance:
         self.drained = False
         self.running = 0
         self.cooling = 0
-        self._running_of: Counter[ModelName] = Counter()
+        self._leased_at: dict[ModelName, list[float]] = {}
         self._cooling_of: Counter[ModelName] = Counter()
         self._paused_until = float("-inf")
         self._prefill_rates: dict[ModelName, float] = {}
@@ -128,7 +130,7 @@ class Instance:
         return self.inventory.runners[model].generation
 
     def running_of(self, model: ModelName) -> int:
-        return self._running_of[model]
+        return len(self._leased_at.get(model, ()))
 
     def slots(self, variant: Variant) -> int:
         if self.spec.slots is not None:
@@ -142,7 +144,7 @@ class Instance:
         cap = self.spec.max_concurrent_requests
         if cap is not None and self.running + self.cooling >= cap:
             return False
-        taken = self._running_of[variant.model] + self._cooling_of[variant.model]
+        taken = self.running_of(variant.model) + self._cooling_of[variant.model]
         return taken < self.slots(variant)
 
     def breaker_reopens_at(self, variant: Variant, now: float) -> float | None:
@@ -223,23 +225,27 @@ class Instance:
         if self.inventory is not None:
             self.inventory = replace(self.inventory, runners={})
 
-    def take_slot(self, model: ModelName) -> None:
+    def take_slot(self, model: ModelName, now: float) -> None:
         """Count one lease out."""
         self.running += 1
-        self._running_of[model] += 1
+        self._leased_at.setdefault(model, []).append(now)
 
-    def give_slot_back(self, model: ModelName, now: float) -> None:
-        """Count one lease back; never more than were taken."""
-        assert self._running_of[model] > 0, f"a slot of {model} came back to {self.id} twice"
+    def give_slot_back(self, model: ModelName, leased_at: float, now: float) -> None:
+        """Count back one lease that was taken then; never more than were taken."""
+        assert leased_at in self._leased_at.get(model, ()), f"a slot of {model} came back to {self.id} twice"
         self.running -= 1
-        self._running_of[model] -= 1
-        if not self._running_of[model]:
-            del self._running_of[model]
-            self._doubt_if_idle(model, now)
+        self._leased_at[model].remove(leased_at)
+        if not self._leased_at[model]:
+            del self._leased_at[model]
+        self._doubt_if_idle(model, now)
 
     def _doubt_if_idle(self, model: ModelName, now: float) -> None:
+        """Where another model is being loaded, one that runs nothing may have to make room. A request
+        that was sent a moment ago may not be there yet, and so keeps nothing in memory."""
         loading = self.residency.loading
-        if loading is not None and loading.model != model and not self._running_of[model]:
+        if loading is None or loading.model == model:
+            return
+        if min(self._leased_at.get(model, ()), default=now) > now - _ON_ITS_WAY_SECONDS:
             self.residency.doubt(model, now)
 
     def settle(self, lease: Lease, outcome: Outcome, now: float) -> None:

@@ -145,25 +145,25 @@ def test_slots_once_learned_stay_while_the_runner_stays() -> None:
 def test_a_slot_is_free_within_runner_and_cap() -> None:
     a = instance("a", models=("m", "n"), slots=2, max_concurrent_requests=3)
     m, n = Variant(M), Variant(N)
-    a.take_slot(M)
+    a.take_slot(M, 0.0)
     assert a.has_free_slot(m)
-    a.take_slot(M)
+    a.take_slot(M, 0.0)
     assert (a.has_free_slot(m), a.has_free_slot(n)) == (False, True)
-    a.take_slot(N)
+    a.take_slot(N, 0.0)
     assert (a.has_free_slot(m), a.has_free_slot(n)) == (False, False)
-    a.give_slot_back(M, 0.0)
+    a.give_slot_back(M, 0.0, 0.0)
     assert (a.has_free_slot(m), a.has_free_slot(n)) == (True, True)
     assert (a.running, a.running_of(M), a.running_of(N)) == (2, 1, 1)
 
 
 def test_a_slot_cannot_come_back_twice() -> None:
     a = instance("a")
-    a.take_slot(M)
-    a.take_slot(N)
-    a.give_slot_back(M, 0.0)
+    a.take_slot(M, 0.0)
+    a.take_slot(N, 0.0)
+    a.give_slot_back(M, 0.0, 0.0)
 
     with pytest.raises(AssertionError, match="twice"):
-        a.give_slot_back(M, 0.0)
+        a.give_slot_back(M, 0.0, 0.0)
     assert a.running == 1
 
 

@@ -344,7 +344,7 @@ def test_the_end_of_a_load_is_told() -> None:
 def test_a_model_that_runs_nothing_may_make_room_for_one_that_is_loaded() -> None:
     """It may be gone until a list tells otherwise that was read when it would have been."""
     it = instance("a", models=("m", "n", "o"))
-    it.take_slot(ModelName("n:latest"))
+    it.take_slot(ModelName("n:latest"), 9.0)
     it.load_began(variant("o:latest"), 10.0, 60.0)
 
     assert [it.warm(variant()), it.warm(variant("n:latest"))] == [False, True]
@@ -353,7 +353,7 @@ def test_a_model_that_runs_nothing_may_make_room_for_one_that_is_loaded() -> Non
     listed(it, runner(), runner(name="n"), at=10.3)
     assert it.warm(variant())
 
-    it.give_slot_back(ModelName("n:latest"), 12.0)
+    it.give_slot_back(ModelName("n:latest"), 9.0, 12.0)
     assert [it.warm(variant()), it.warm(variant("n:latest"))] == [True, False]
     it.load_ended(variant("o:latest"), OK, began_at=10.0, now=12.1, current=True)
     assert not it.warm(variant("n:latest"))
@@ -361,16 +361,30 @@ def test_a_model_that_runs_nothing_may_make_room_for_one_that_is_loaded() -> Non
     assert it.warm(variant("n:latest"))
 
 
+def test_what_was_sent_a_moment_ago_keeps_no_model_from_making_room() -> None:
+    it = instance("a", models=("m", "n"))
+    n = ModelName("n:latest")
+    it.take_slot(n, 5.0)
+    it.load_began(variant(), 8.0, 60.0)
+
+    it.take_slot(n, 9.0)
+    it.give_slot_back(n, 5.0, 9.2)
+    assert it.warm(variant("n:latest"))
+    it.take_slot(n, 9.95)
+    it.give_slot_back(n, 9.0, 10.0)
+    assert not it.warm(variant("n:latest"))
+
+
 def test_a_slot_that_comes_back_while_nothing_else_is_loaded_leaves_no_doubt() -> None:
     it = instance("a", models=("m", "n"))
     it.load_began(variant(), 1.0, 60.0)
 
     for name in ("m:latest", "n:latest"):
-        it.take_slot(ModelName(name))
-    it.give_slot_back(ModelName("m:latest"), 2.0)
+        it.take_slot(ModelName(name), 1.0)
+    it.give_slot_back(ModelName("m:latest"), 1.0, 2.0)
     assert it.warm(variant())
     it.load_ended(variant(), OK, began_at=1.0, now=3.0, current=True)
-    it.give_slot_back(ModelName("n:latest"), 4.0)
+    it.give_slot_back(ModelName("n:latest"), 1.0, 4.0)
 
     assert not it.warm(variant("n:latest"))  # it ran nothing when the load began
     listed(it, runner(), runner(name="n"), at=4.0)
