@@ -145,7 +145,6 @@ class Fleet:
         """A load was answered; it is believed until a list that was read later tells otherwise."""
         if outcome.verdict is Verdict.SUCCESS and load.incarnation == instance.incarnation:
             instance.residency.loaded(load.variant, self._clock.monotonic())
-            self._tell(self._on_change, instance)
 
     def load_ended(self, instance: Instance, load: Load, outcome: Outcome) -> None:
         """A load ended. A failure counts against what is to blame for it. What belongs to an earlier

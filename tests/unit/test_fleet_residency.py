@@ -335,10 +335,10 @@ def test_the_end_of_a_load_is_told() -> None:
     fleet.listen(on_change=lambda each: told.append((each.id, each.warm(variant()))))
 
     fleet.loaded(it, load, OK)
-    assert (it.loading, told) == (variant(), [("a", True)])
+    assert (it.warm(variant()), it.loading, told) == (True, variant(), [])
     fleet.load_ended(it, load, OK)
 
-    assert (it.loading, told) == (None, [("a", True)] * 2)
+    assert (told, it.loading) == ([("a", True)], None)
 
 
 def test_a_model_that_runs_nothing_may_make_room_for_one_that_is_loaded() -> None:
