@@ -226,7 +226,7 @@ async def test_requests_without_an_answer_leave_a_killed_server(mortal: Behind) 
 @each_talk
 async def test_requests_without_an_answer_leave_a_killed_runner(two: Behind, talk: Talk) -> None:
     """Ollama answers 500 to the one that ran and to the one that waited, in different words."""
-    await assert_nobody_met_a_crash(two, talk.path, talk.body(80))
+    await assert_nobody_met_a_crash(two, talk.path, talk.body(300))
 
 
 @pytest.mark.parametrize("path", EMBED)
