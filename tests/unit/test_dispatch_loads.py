@@ -36,6 +36,12 @@ async def ask(it: House, *tickets: Ticket) -> list[Wait]:
     return waits
 
 
+async def leave(*waits: Wait) -> None:
+    for each in waits:
+        each.cancel()
+    await asyncio.gather(*waits, return_exceptions=True)
+
+
 def patient(name: str, clock: LoopClock | FakeClock, **facts: object) -> Ticket:
     now = clock.monotonic()
     return ticket(name, queued_at=now, deadline=now + 1000, **facts)
@@ -64,6 +70,7 @@ async def test_those_that_wait_for_a_load_cause_one_and_then_go_in_their_order()
     await settle()
     assert waits[2].done()
     assert it.loads == []
+    await leave(*waits)
 
 
 async def test_who_left_leaves_the_load_to_those_behind() -> None:
@@ -125,6 +132,7 @@ async def test_a_failed_load_is_begun_at_another_instance() -> None:
     ((again, _),) = it.loads
     assert again is not tried
     assert not any(each.done() for each in waits)
+    await leave(*waits)
 
 
 async def test_one_instance_loads_one_model_at_a_time_and_then_the_next() -> None:
@@ -137,6 +145,7 @@ async def test_one_instance_loads_one_model_at_a_time_and_then_the_next() -> Non
 
     assert [load.variant.model for _, load in it.loads] == ["n:latest"]
     assert (m.done(), n.done()) == (True, False)
+    await leave(m, n)
 
 
 async def test_a_second_instance_loads_only_when_the_load_at_the_first_is_over() -> None:

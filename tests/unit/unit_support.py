@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 from balancer.admission.queue import RequestQueue
 from balancer.core.decision import Decision
@@ -74,11 +74,9 @@ class LoopClock:
 
 def run_virtually(main: Callable[[LoopClock], Coroutine[Any, Any, None]]) -> None:
     """Run a test body in virtual time."""
-    loop = VirtualLoop()
-    try:
-        loop.run_until_complete(asyncio.wait_for(main(LoopClock(loop)), 1e6))
-    finally:
-        loop.close()
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        loop = cast("VirtualLoop", runner.get_loop())
+        runner.run(asyncio.wait_for(main(LoopClock(loop)), 1e6))
 
 
 @dataclass(eq=False)
