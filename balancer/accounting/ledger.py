@@ -19,6 +19,19 @@ _RECENT = 1000
 _DECISIONS = 1000
 
 
+class _Series:
+    """What is counted of one model at one instance, looked up once."""
+
+    def __init__(self, metrics: Metrics, instance: str, model: str) -> None:
+        self.running = metrics.requests_running.labels(instance, model)
+        self.prompt_tokens = metrics.prompt_tokens.labels(instance, model)
+        self.generated_tokens = metrics.generation_tokens.labels(instance, model)
+        self.queued = metrics.queue_duration.labels(model)
+        self.first_token = metrics.time_to_first_token.labels(model)
+        self.duration = metrics.request_duration.labels(model)
+        self.per_token = metrics.time_per_output_token.labels(model)
+
+
 class Ledger:
     """`known_model` tells whether a name may stand in a label: names that clients make up must not."""
 
@@ -26,6 +39,8 @@ class Ledger:
         self, *, metrics: Metrics, log: Logger, clock: Clock, known_model: Callable[[str], bool]
     ) -> None:
         self._metrics = metrics
+        self._proxy_overhead = metrics.proxy_overhead.labels()
+        self._series: dict[tuple[str, str], _Series] = {}
         self._log = log
         self._clock = clock
         self._known_model = known_model
@@ -58,7 +73,7 @@ class Ledger:
 
     def retry_refused(self) -> None:
         """A request is not tried again as the budget is spent."""
-        self._metrics.retries_refused.inc()
+        self._metrics.retries_refused.labels().inc()
 
     def failed(self, record: RequestRecord, kind: str) -> None:
         """An instance failed a try of a request."""
@@ -66,11 +81,11 @@ class Ledger:
 
     def leased(self, record: RequestRecord) -> None:
         """A request is at an instance."""
-        self._metrics.requests_running.labels(record.instance, self._label(record)).inc()
+        self._series_of(record.instance, self._label(record)).running.inc()
 
     def returned(self, record: RequestRecord, instance: str) -> None:
         """Its lease there ended."""
-        self._metrics.requests_running.labels(instance, self._label(record)).dec()
+        self._series_of(instance, self._label(record)).running.dec()
 
     def end(self, record: RequestRecord) -> None:
         """The request ended, its outcome is set: tell the log and the metrics, once."""
@@ -101,26 +116,28 @@ class Ledger:
         return None if made is None else [decision.explain() for decision in made]
 
     def _measure(self, record: RequestRecord, model: str) -> None:
-        metrics, counters = self._metrics, record.counters
-        metrics.queue_duration.labels(model).observe(record.queued_seconds)
-        if record.first_byte_at is not None:
-            metrics.time_to_first_token.labels(model).observe(record.first_byte_at - record.received_at)
-        if record.ended_at is not None:
-            metrics.request_duration.labels(model).observe(record.ended_at - record.received_at)
-        if (
-            record.answered_at is not None
-            and record.first_byte_at is not None
-            and record.parsed_at is not None
-        ):
-            own = (record.parsed_at - record.received_at) + (record.first_byte_at - record.answered_at)
-            metrics.proxy_overhead.observe(max(0.0, own))
+        series, counters = self._series_of(record.instance, model), record.counters
+        received, began, ended = record.received_at, record.first_byte_at, record.ended_at
+        series.queued.observe(record.queued_seconds)
+        if began is not None:
+            series.first_token.observe(began - received)
+            if record.answered_at is not None and record.parsed_at is not None:
+                own = (record.parsed_at - received) + (began - record.answered_at)
+                self._proxy_overhead.observe(max(0.0, own))
+        if ended is not None:
+            series.duration.observe(ended - received)
         if counters.prompt_tokens:
-            metrics.prompt_tokens.labels(record.instance, model).inc(counters.prompt_tokens)
+            series.prompt_tokens.inc(counters.prompt_tokens)
         if counters.generated_tokens:
-            metrics.generation_tokens.labels(record.instance, model).inc(counters.generated_tokens)
+            series.generated_tokens.inc(counters.generated_tokens)
             if counters.generation_seconds:
-                per_token = counters.generation_seconds / counters.generated_tokens
-                metrics.time_per_output_token.labels(model).observe(per_token)
+                series.per_token.observe(counters.generation_seconds / counters.generated_tokens)
+
+    def _series_of(self, instance: str, model: str) -> _Series:
+        series = self._series.get((instance, model))
+        if series is None:
+            series = self._series[instance, model] = _Series(self._metrics, instance, model)
+        return series
 
     def _label(self, record: RequestRecord) -> str:
         if record.model_label is None:

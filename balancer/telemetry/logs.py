@@ -4,11 +4,15 @@ Prompts, keys and bodies are never logged: no code hands them to a logger. Contr
 values are escaped by both renderers.
 """
 
+import json
 import logging
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import TextIO, cast
 
+import msgspec
 import structlog
 
 Logger = structlog.typing.FilteringBoundLogger
@@ -22,19 +26,36 @@ def make_logger(*, level: str, output_format: str, stream: TextIO | None = None)
     renderer = (
         structlog.dev.ConsoleRenderer(colors=out.isatty(), repr_native_str=True)
         if console
-        else structlog.processors.JSONRenderer()
+        else structlog.processors.JSONRenderer(serializer=_as_json)
     )
     logger: Logger = structlog.wrap_logger(
         structlog.WriteLogger(cast("TextIO", _Unfailing(out))),
         processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _stamp,
             structlog.processors.ExceptionRenderer(),
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
     )
-    return logger
+    return logger.bind()  # bound once, or every event would bind anew
+
+
+def _stamp(_logger: object, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    event["level"] = method
+    event["timestamp"] = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    return event
+
+
+_encode = msgspec.json.Encoder(enc_hook=repr).encode
+
+
+def _as_json(event: Mapping[str, object], **_options: object) -> str:
+    """One line; what is not ASCII is escaped, since a terminal may take some of it for commands."""
+    try:
+        line = _encode(event)
+    except (UnicodeEncodeError, msgspec.MsgspecError):
+        return json.dumps(event, default=repr)
+    return line.decode() if line.isascii() else json.dumps(event, default=repr)
 
 
 class _Unfailing:

@@ -1,7 +1,9 @@
 """Every metric of the house, declared once. Labels are bounded: never a client, a key or a path."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from balancer.telemetry import tallies
 
 _WAITS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _PER_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
@@ -19,8 +21,8 @@ class Metrics:
         self.requests = self._counter(
             "balancer_requests", "Requests ended, by outcome", (*instance_model, "dialect", "outcome")
         )
-        self.requests_running = self._gauge(
-            "balancer_requests_running", "Requests at an instance", instance_model
+        self.requests_running = tallies.Gauge(
+            "balancer_requests_running", "Requests at an instance", instance_model, registry=self.registry
         )
         self.requests_waiting = self._gauge(
             "balancer_requests_waiting", "Requests in the queue", ("model", "class")
@@ -93,13 +95,13 @@ class Metrics:
         """All metrics in the text format."""
         return generate_latest(self.registry)
 
-    def _counter(self, name: str, about: str, labels: tuple[str, ...]) -> Counter:
-        return Counter(name, about, labels, registry=self.registry)
+    def _counter(self, name: str, about: str, labels: tuple[str, ...]) -> tallies.Counter:
+        return tallies.Counter(name, about, labels, registry=self.registry)
 
     def _gauge(self, name: str, about: str, labels: tuple[str, ...]) -> Gauge:
         return Gauge(name, about, labels, registry=self.registry)
 
     def _histogram(
         self, name: str, about: str, labels: tuple[str, ...], buckets: tuple[float, ...] = _WAITS
-    ) -> Histogram:
-        return Histogram(name, about, labels, buckets=buckets, registry=self.registry)
+    ) -> tallies.Histogram:
+        return tallies.Histogram(name, about, labels, buckets=buckets, registry=self.registry)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from balancer.telemetry.logs import Logger, make_logger
 from balancer.telemetry.metrics import Metrics
+from balancer.telemetry.tallies import Tally
 
 # Every metric that is there already, with its labels, as the public face spells them.
 PROMISED = {
@@ -64,7 +65,8 @@ def families(metrics: Metrics) -> dict[str, set[str]]:
     for each in vars(metrics).values():
         if not hasattr(each, "_labelnames"):
             continue
-        child = each.labels(*("x" for _ in each._labelnames)) if each._labelnames else each
+        plain = not each._labelnames and not isinstance(each, Tally)
+        child = each if plain else each.labels(*("x" for _ in each._labelnames))
         (getattr(child, "inc", None) or child.observe)(*([] if hasattr(child, "inc") else [1.0]))
         found[each._name + ("_total" if each._type == "counter" else "")] = set(each._labelnames)
     return found
