@@ -15,13 +15,14 @@ from balancer.admission.queue import RequestQueue, lane_of
 from balancer.clock import Clock
 from balancer.core.decision import Decision, Standing
 from balancer.core.names import ModelName
-from balancer.core.ticket import Lease, Outcome, Ticket, TicketId, Trial, Verdict
+from balancer.core.ticket import NO_TRIAL, Lease, Outcome, Ticket, TicketId, Verdict
 from balancer.core.variant import Variant
 from balancer.errors import DeadlinePassed, NoInstance, QueueFull, Stopping, UnknownModel
 from balancer.fleet.fleet import Fleet
 from balancer.fleet.instance import Instance
 from balancer.scheduling.scheduler import LoadBegun, Scheduler
 
+_WAITING = frozenset({Standing.BUSY, Standing.LOAD})
 _SERVICE_SMOOTHING = 0.2
 """Weight of the newest lease in the running means of service times and of how many run at once."""
 
@@ -94,11 +95,22 @@ class Dispatcher:
                 "too many requests with different runner options wait for the model; try again later",
                 retry_after_seconds=self.retry_after_seconds(),
             )
+        now = self._clock.monotonic()
+        decision = None if self._queue else self._decide(ticket, now)
+        if decision is not None and decision.standing not in _WAITING:
+            self._on_decision(decision)
+            if decision.picked is None:
+                raise self._dead_end(decision)
+            return self._lend(ticket, decision, now)
         full = self._queue.full and ticket.attempt == 1
         waiter: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
         self._waiters[ticket.id] = waiter
         self._queue.push(ticket)
-        self.wake()
+        if decision is None:
+            self.wake()
+        else:
+            self._hold(ticket, decision)
+            self._arm(now)
         if full and not waiter.done():
             waiter.set_exception(
                 QueueFull(
@@ -156,13 +168,22 @@ class Dispatcher:
         was seen free is free when it is taken."""
         now = self._clock.monotonic()
         self._scheduler_wake_at = None
+        self._end_coolings(now)
+        if self._queue:
+            self._settle_heads(now)
+            if self._expire(now):
+                self._settle_heads(now)
+        self._arm(now)
+
+    def _end_coolings(self, now: float) -> None:
         while self._cooling and self._cooling[0][0] <= now:
             _, _, instance, model = heapq.heappop(self._cooling)
             instance.end_cooling(model)
-        self._settle_heads(now)
-        if self._expire(now):
-            self._settle_heads(now)
-        self._arm(now)
+
+    def _decide(self, ticket: Ticket, now: float) -> Decision:
+        """For a ticket before which no other waits."""
+        self._end_coolings(now)
+        return self._scheduler.decide(ticket, now)
 
     def _settle_heads(self, now: float) -> None:
         heads = self._queue.heads()
@@ -182,10 +203,8 @@ class Dispatcher:
         if waiter.done():
             return self._queue.remove(ticket.id)
         decision = self._scheduler.decide(ticket, now, begun=self._loads_at.get(ticket.id))
-        if decision.standing in {Standing.BUSY, Standing.LOAD}:
-            self._note_wake(decision.next_wake_at)
-            if decision.standing is Standing.LOAD:
-                self._begin_load(ticket, decision)
+        if decision.standing in _WAITING:
+            self._hold(ticket, decision)
             return False
         self._on_decision(decision)
         self._queue.remove(ticket.id)
@@ -194,6 +213,12 @@ class Dispatcher:
         else:
             waiter.set_result(self._lend(ticket, decision, now))
         return True
+
+    def _hold(self, ticket: Ticket, decision: Decision) -> None:
+        """It waits on, with a load of its own begun where the decision says so."""
+        self._note_wake(decision.next_wake_at)
+        if decision.standing is Standing.LOAD:
+            self._begin_load(ticket, decision)
 
     def _begin_load(self, ticket: Ticket, decision: Decision) -> None:
         assert decision.picked is not None
@@ -207,7 +232,7 @@ class Dispatcher:
         assert decision.picked is not None
         instance = self._fleet.get(decision.picked)
         model = ticket.variant.model if ticket.variant else None
-        trial = Trial()
+        trial = NO_TRIAL
         if ticket.needs_slot and ticket.variant is not None:
             instance.take_slot(ticket.variant.model, now)
             trial = instance.breakers.take(ticket.variant, now)
@@ -283,7 +308,7 @@ class Dispatcher:
             self._timer = None
         times = [at for at in (self._queue.next_deadline(), self._scheduler_wake_at) if at is not None]
         times += [self._cooling[0][0]] if self._cooling else []
-        if times:
+        if times:  # none waits as a rule
             delay = max(0.0, min(times) - now)
             self._timer = asyncio.get_running_loop().call_later(delay, self.wake)
 

@@ -1,7 +1,8 @@
 """What a request asks of the balancer itself, by its `X-Balancer-*` headers."""
 
 import re
-from dataclasses import dataclass
+
+import msgspec
 
 from balancer.core.ticket import Priority
 from balancer.errors import MalformedRequest
@@ -9,8 +10,7 @@ from balancer.errors import MalformedRequest
 _SESSION = re.compile(r"[\x21-\x7e]{1,256}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
     """Class, affinity hint, and the seconds that the request may wait in the queue."""
 
     priority: Priority

@@ -6,6 +6,7 @@ its default origins.
 """
 
 from collections.abc import Collection
+from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from urllib.parse import SplitResult, urlsplit
 
@@ -18,6 +19,7 @@ _PRIVATE = tuple(map(ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16
 _APP_SCHEMES = frozenset({"app", "file", "tauri", "vscode-webview", "vscode-file"})
 
 
+@lru_cache(maxsize=1024)
 def check_host(host: str | None, *, own_name: str) -> None:
     """Pass a Host header that means this machine; for listeners on loopback, where a public name can
     only come from a page that rebound its own. Raises Forbidden."""

@@ -1,8 +1,9 @@
 """A decision: which instance a ticket goes to and why, kept as data and told in words on request."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
+
+import msgspec
 
 from balancer.core.ticket import InstanceId, Ticket
 
@@ -23,19 +24,17 @@ class Standing(StrEnum):
     EXHAUSTED = "exhausted"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Considered:
+class Considered(msgspec.Struct, frozen=True, kw_only=True):
     """One instance as the decision saw it: `filtered` names the filter that took it out, or is
     None; `score` is the strategy's, lower is better, with the terms that it was made of."""
 
     instance: InstanceId
     filtered: str | None = None
     score: float | None = None
-    terms: Mapping[str, float] = field(default_factory=dict)
+    terms: Mapping[str, float] = msgspec.field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """What was decided for one ticket at one time. `picked` is where it goes, or what is to load.
 
     `next_wake_at` is when it is worth deciding again though nothing happened (monotonic

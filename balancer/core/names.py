@@ -4,10 +4,13 @@ Clients' own spelling is never changed on the wire; only our comparisons use thi
 """
 
 import re
+from functools import lru_cache
 from typing import NewType
 
 ModelName = NewType("ModelName", str)
 
+_NAMES_KEPT = 1024
+"""Every request asks several times for the forms of a few names."""
 _DEFAULT_HOST = "registry.ollama.ai"
 _DEFAULT_NAMESPACE = "library"
 _DEFAULT_TAG = "latest"
@@ -15,6 +18,7 @@ _SCHEMES = re.compile(r"\A(?:https?://)+")
 _LOCAL_SUFFIXES = re.compile(r"(?::local)+\Z")
 
 
+@lru_cache(maxsize=_NAMES_KEPT)
 def canonical_name(name: str) -> ModelName:
     """The form under which all spellings of one model are equal: the default host dropped, and the
     default namespace where no other host stands before it, tag always there, case folded, a `:local`
@@ -33,6 +37,7 @@ def canonical_name(name: str) -> ModelName:
     return ModelName(model if place in {"", _DEFAULT_NAMESPACE} else f"{place}/{model}")
 
 
+@lru_cache(maxsize=_NAMES_KEPT)
 def is_cloud_name(name: str) -> bool:
     """Whether Ollama forwards requests for this name to its cloud, so that any instance will do.
 

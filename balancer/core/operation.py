@@ -1,7 +1,8 @@
 """An operation: what a request asks for, in which dialect, as far as routing needs to know."""
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+import msgspec
 
 from balancer.core.variant import Variant
 
@@ -36,8 +37,7 @@ class Wire(StrEnum):
     JSON = "json"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Operation:
+class Operation(msgspec.Struct, frozen=True, kw_only=True):
     """A request as read once at the door.
 
     `model` is the caller's own spelling, None where the path names no model; `variant` is its

@@ -5,9 +5,10 @@ incarnation of the instance and the generation of the runner that it belongs to,
 arrives late from an earlier life changes nothing.
 """
 
-from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NewType
+
+import msgspec
 
 from balancer.core.variant import Variant
 
@@ -25,8 +26,7 @@ class Priority(StrEnum):
     BATCH = "batch"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ticket:
+class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     """What dispatch needs to know of a request.
 
     `arrival` orders the queue and is kept by a retry, which so stands at the head of its class.
@@ -49,11 +49,10 @@ class Ticket:
 
     def excluding(self, instance: InstanceId) -> "Ticket":
         """The same request's next try, anywhere but there; its deadline and its place are kept."""
-        return replace(self, attempt=self.attempt + 1, excluded=self.excluded | {instance})
+        return msgspec.structs.replace(self, attempt=self.attempt + 1, excluded=self.excluded | {instance})
 
 
-@dataclass(frozen=True, slots=True)
-class Trial:
+class Trial(msgspec.Struct, frozen=True):
     """The numbers of a lease's trials of half-open breakers: of the instance's, of that of the model
     there, of that of the variant there; 0 where it tries none."""
 
@@ -62,8 +61,10 @@ class Trial:
     variant: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lease:
+NO_TRIAL = Trial()
+
+
+class Lease(msgspec.Struct, frozen=True, kw_only=True):
     """A slot lent to one ticket at the instance that answers on `url`, to be released exactly once.
     `leased_at` is in monotonic seconds."""
 
@@ -75,7 +76,7 @@ class Lease:
     generation: int
     reason: str
     leased_at: float
-    trial: Trial = Trial()
+    trial: Trial = NO_TRIAL
 
 
 class Verdict(StrEnum):
@@ -96,8 +97,7 @@ class Blame(StrEnum):
     VARIANT = "variant"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """How a lease ended. `kind` is a bounded word for metrics and logs: ok, cancelled, rejected,
     unfinished, or the kind of the error; `error` what the instance said. `blames` matters for failures.
     `in_prefill` is a cancel before the first byte: the runner goes on for a while.

@@ -1,8 +1,9 @@
 """A variant: a model together with the runner options that force Ollama to reload it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TypeGuard
+
+import msgspec
 
 from balancer.core.names import ModelName
 
@@ -14,8 +15,7 @@ RUNNER_OPTIONS = frozenset(
 OptionValue = int | float | bool | str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Variant:
+class Variant(msgspec.Struct, frozen=True):
     """What a runner is keyed by. Without options it is `auto`: whatever the instance's own
     environment gives, which is not the same as any explicit value."""
 

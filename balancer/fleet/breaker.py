@@ -13,7 +13,7 @@ from enum import StrEnum
 from itertools import count
 
 from balancer.core.names import ModelName
-from balancer.core.ticket import Blame, Outcome, Trial, Verdict
+from balancer.core.ticket import NO_TRIAL, Blame, Outcome, Trial, Verdict
 from balancer.core.variant import Variant
 
 NOTHING_SAID = Outcome(verdict=Verdict.NEUTRAL, kind="nothing_said")
@@ -51,6 +51,11 @@ class Breaker:
         self._last_fault_at = float("-inf")
         self._open_until: float | None = None
         self._trials: set[int] = set()
+
+    @property
+    def troubled(self) -> bool:
+        """Whether a failure is counted, it is not closed, or a trial is out."""
+        return self._faults > 0 or self._open_until is not None or bool(self._trials)
 
     def state(self, now: float) -> BreakerState:
         """The state at `now`, monotonic seconds."""
@@ -150,16 +155,26 @@ class Breakers:
         """Those that have a breaker here, closed or not."""
         return {each.model for each in self._pairs}
 
+    @property
+    def untroubled(self) -> bool:
+        """Whether nothing here has failed since the last success: nothing is counted, nothing open."""
+        return not (self._own.troubled or self._pairs or self._pauses or self._models_at_fault)
+
     def allows(self, variant: Variant, now: float) -> bool:
         """Whether one more lease may be taken."""
-        return all(each.allows(now, self.policy) for each in self._concerned(variant))
+        return self.untroubled or all(each.allows(now, self.policy) for each in self._concerned(variant))
 
     def reopens_at(self, variant: Variant, now: float) -> float | None:
         """When the last of those that are open, or paused, lets requests try again; None where none is."""
+        if self.untroubled:
+            return None
         breakers = self._concerned(variant) if self.policy.enabled else []
         times = [at for each in breakers if (at := each.reopens_at(now)) is not None]
         pause = self._pauses.get(variant)
-        times += [pause.until] if pause is not None and now < pause.until else []
+        if pause is not None and now < pause.until:
+            times.append(pause.until)
+        elif pause is not None:
+            del self._pauses[variant]
         return max(times, default=None)
 
     def last_error(self, variant: Variant, now: float) -> str:
@@ -170,6 +185,8 @@ class Breakers:
 
     def take(self, variant: Variant, now: float) -> Trial:
         """A lease is taken."""
+        if self.untroubled:
+            return NO_TRIAL
         model, own = self._pairs.get(Variant(variant.model)), self._own.take(now)
         exact = None if variant.auto else self._pairs.get(variant)
         return Trial(own, model.take(now) if model else 0, exact.take(now) if exact else 0)

@@ -49,6 +49,7 @@ class Instance:
 
     def __init__(self, spec: InstanceSpec, health: Health, breakers: Breakers) -> None:
         self.spec = spec
+        self.id = spec.id
         self.health = health
         self.breakers = breakers
         self.residency = Residency()
@@ -67,13 +68,9 @@ class Instance:
 
     def respecify(self, fresh: "Instance") -> None:
         """Take over how another of the same URL was configured, and keep what is known and lent."""
-        self.spec = fresh.spec
+        self.spec, self.id = fresh.spec, fresh.id
         self.health.policy = fresh.health.policy
         self.breakers.use(fresh.breakers.policy)
-
-    @property
-    def id(self) -> InstanceId:
-        return self.spec.id
 
     @property
     def weight(self) -> float:
@@ -253,6 +250,8 @@ class Instance:
         the runner, only returns its permit; so does what a model did that is in no list of this one."""
         variant = lease.ticket.variant
         assert variant is not None
+        if outcome.verdict is not Verdict.FAILURE and self.breakers.untroubled:
+            return
         own = outcome if lease.incarnation == self.incarnation else NOTHING_SAID
         own = NOTHING_SAID if is_cloud_name(variant.model) else own
         generation = self.generation_of(variant.model)

@@ -9,8 +9,9 @@ Source: observed on Ollama v0.33 (children killed mid-stream, all dialects).
 """
 
 import re
-from dataclasses import dataclass
 from enum import StrEnum
+
+import msgspec
 
 from balancer.core.operation import Dialect, Kind, Operation, Wire
 
@@ -26,8 +27,7 @@ class Ending(StrEnum):
     UNFINISHED = "unfinished"
 
 
-@dataclass(frozen=True, slots=True)
-class Counters:
+class Counters(msgspec.Struct, frozen=True):
     """What the instance counted: tokens, and durations in seconds; None where it does not tell."""
 
     prompt_tokens: int | None = None
@@ -127,10 +127,11 @@ def _judge_events(operation: Operation, tail: Tail) -> Ending:
 def read_counters(operation: Operation, tail: Tail) -> Counters:
     """The counters of an answer that ended; empty ones where there are none in sight."""
     if operation.dialect is Dialect.OLLAMA:
-        numbers = _numbers(_NUMBERS_AT_END.search(tail.data))
+        # Most answers have them behind "done", which is quicker to find than to search for.
+        numbers = _numbers(_NUMBERS_AT_END.search(tail.data, max(0, tail.data.rfind(b'"done":'))))
         return Counters(
-            prompt_tokens=numbers.get(b"prompt_eval_count"),
-            generated_tokens=numbers.get(b"eval_count"),
+            prompt_tokens=_count(numbers.get(b"prompt_eval_count")),
+            generated_tokens=_count(numbers.get(b"eval_count")),
             load_seconds=_seconds(numbers.get(b"load_duration")),
             prompt_seconds=_seconds(numbers.get(b"prompt_eval_duration")),
             generation_seconds=_seconds(numbers.get(b"eval_duration")),
@@ -138,14 +139,18 @@ def read_counters(operation: Operation, tail: Tail) -> Counters:
     usages = list(_USAGE.finditer(tail.data))
     numbers = _numbers(usages[-1] if usages else None)
     return Counters(
-        prompt_tokens=numbers.get(b"prompt_tokens", numbers.get(b"input_tokens")),
-        generated_tokens=numbers.get(b"completion_tokens", numbers.get(b"output_tokens")),
+        prompt_tokens=_count(numbers.get(b"prompt_tokens", numbers.get(b"input_tokens"))),
+        generated_tokens=_count(numbers.get(b"completion_tokens", numbers.get(b"output_tokens"))),
     )
 
 
-def _numbers(match: re.Match[bytes] | None) -> dict[bytes, int]:
-    return {name: int(value) for name, value in _NUMBER.findall(match.group(1))} if match else {}
+def _numbers(match: re.Match[bytes] | None) -> dict[bytes, bytes]:
+    return dict(_NUMBER.findall(match.group(1))) if match else {}
 
 
-def _seconds(nanoseconds: int | None) -> float | None:
-    return None if nanoseconds is None else nanoseconds / 1e9
+def _count(digits: bytes | None) -> int | None:
+    return None if digits is None else int(digits)
+
+
+def _seconds(nanoseconds: bytes | None) -> float | None:
+    return None if nanoseconds is None else int(nanoseconds) / 1e9

@@ -5,7 +5,8 @@ Origin does not either, since an instance would refuse one that it does not know
 instance's own for the same reason.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import lru_cache
 
 Headers = tuple[tuple[str, str], ...]
 
@@ -45,32 +46,49 @@ _NOT_DOWNSTREAM = HOP_BY_HOP | {
 
 def upstream_headers(headers: Iterable[tuple[str, str]]) -> Headers:
     """What of a client's headers goes to an instance; framing headers and Host are the sender's to add."""
-    return _passing(headers, _NOT_UPSTREAM)
+    return _passing(headers, _fate_upstream)
 
 
 def downstream_headers(headers: Iterable[tuple[str, str]]) -> Headers:
     """What of an instance's headers goes to the client; framing headers are the sink's to add, the
     request's id and who may read the answer are ours to say."""
-    return _passing(headers, _NOT_DOWNSTREAM)
+    return _passing(headers, _fate_downstream)
 
 
 def header(headers: Iterable[tuple[str, str]], name: str) -> str | None:
     """The first value of a header, the name in lower case; None where it is not there."""
-    return next((value for key, value in headers if key.casefold() == name), None)
+    for key, value in headers:
+        if key.lower() == name:
+            return value
+    return None
 
 
-def _passing(headers: Iterable[tuple[str, str]], dropped: frozenset[str]) -> Headers:
-    pairs = tuple(headers)
-    named = {
-        token.strip().casefold()
-        for key, value in pairs
-        if key.casefold() == "connection"
-        for token in value.split(",")
-    }
-    return tuple(
-        (key, value)
-        for key, value in pairs
-        if key.casefold() not in dropped
-        and key.casefold() not in named
-        and not key.casefold().startswith("x-balancer-")
-    )
+_PASSES, _ENDS, _NAMES_OTHERS = range(3)
+
+
+@lru_cache(maxsize=1024)
+def _fate_upstream(name: str) -> int:
+    return _fate(name.lower(), _NOT_UPSTREAM)
+
+
+@lru_cache(maxsize=1024)
+def _fate_downstream(name: str) -> int:
+    return _fate(name.lower(), _NOT_DOWNSTREAM)
+
+
+def _fate(name: str, dropped: frozenset[str]) -> int:
+    if name == "connection":
+        return _NAMES_OTHERS
+    return _ENDS if name in dropped or name.startswith("x-balancer-") else _PASSES
+
+
+def _passing(headers: Iterable[tuple[str, str]], fate: Callable[[str], int]) -> Headers:
+    passing: list[tuple[str, str]] = []
+    named: set[str] = set()
+    for pair in headers:
+        found = fate(pair[0])
+        if found == _PASSES:
+            passing.append(pair)
+        elif found == _NAMES_OTHERS:
+            named.update(token.strip().lower() for token in pair[1].split(","))
+    return tuple(pair for pair in passing if pair[0].lower() not in named) if named else tuple(passing)

@@ -6,9 +6,10 @@ server/routes.go, GenerateRoutes.
 """
 
 import re
-from dataclasses import dataclass
 from enum import StrEnum
 from urllib.parse import unquote
+
+import msgspec
 
 from balancer.core.operation import Dialect, Kind
 from balancer.errors import MethodNotAllowed, UnknownPath
@@ -31,8 +32,7 @@ class Treatment(StrEnum):
     """Not served, with a reason."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Route:
+class Route(msgspec.Struct, frozen=True, kw_only=True):
     """One row: the methods that it has, and its treatment. `changes_models` asks for a peer that may
     do so; `default_stream` is whether an answer streams when the body does not say."""
 
@@ -46,8 +46,7 @@ class Route:
     why: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
+class Match(msgspec.Struct, frozen=True):
     """A route with what its path said: `parameter` is the decoded last part of a path that has one."""
 
     route: Route

@@ -100,6 +100,24 @@ def loads_nothing_else(ticket: Ticket, instance: InstanceView, _now: float) -> H
     return None if instance.warm(ticket.variant) else Hold("loading")
 
 
+def why_out(ticket: Ticket, instance: InstanceView, now: float) -> str | None:
+    """What the first filter that takes it out says; None where all let it through."""
+    for each in FILTERS:
+        reason = each(ticket, instance, now)
+        if reason is not None:
+            return reason
+    return None
+
+
+def why_held(ticket: Ticket, instance: InstanceView, now: float) -> Hold | None:
+    """What holds it first; None where nothing does."""
+    for each in HOLDS:
+        hold = each(ticket, instance, now)
+        if hold is not None:
+            return hold
+    return None
+
+
 FILTERS: tuple[Filter, ...] = (holds_model, healthy, not_drained, not_excluded, breaker_not_open)
 HOLDS: tuple[HoldFilter, ...] = (
     probed,

@@ -13,7 +13,7 @@ from balancer.core.decision import Considered, Decision, Standing
 from balancer.core.ticket import InstanceId, Ticket
 from balancer.core.variant import Variant
 from balancer.core.views import FleetView, InstanceView
-from balancer.scheduling.filters import BREAKER_OPEN, FAILED_BEFORE, FILTERS, HOLDS, MODEL_NOT_THERE
+from balancer.scheduling.filters import BREAKER_OPEN, FAILED_BEFORE, MODEL_NOT_THERE, why_held, why_out
 from balancer.scheduling.strategies import STRATEGIES
 
 PATIENCE_SECONDS = 1.0
@@ -53,7 +53,7 @@ class Scheduler:
         considered: dict[InstanceView, Considered] = {}
         able: list[InstanceView] = []
         for instance in self._fleet.instances():
-            reason = next((out for each in FILTERS if (out := each(ticket, instance, now))), None)
+            reason = why_out(ticket, instance, now)
             considered[instance] = Considered(instance=instance.id, filtered=reason)
             if reason is None:
                 able.append(instance)
@@ -61,17 +61,19 @@ class Scheduler:
         able = _narrow(able, steady, "came and went lately", considered)
         able = self._meant(ticket, able, considered)
         free, wake_at = self._free(ticket, able, considered, now)
-        if ticket.needs_slot and ticket.variant is not None:
+        loading = [each for each in able if each.loading is not None] if ticket.needs_slot else []
+        if ticket.variant is not None and (loading or begun is not None):
             free = _without_second_load(
-                ticket.variant, begun, able=able, free=free, considered=considered, now=now
+                ticket.variant, begun, loading=loading, free=free, considered=considered, now=now
             )
-            wake_at += [each.load_overdue_at for each in able if each.loading and each.load_overdue_at > now]
-            wake_at += _reopenings(ticket.variant, considered, now)
         if free:
             chosen = self._pick(ticket, free, considered, begun)
             standing = self._standing(ticket, chosen)
             wake = now + PATIENCE_SECONDS if standing is Standing.LOAD else None
             return self._decision(ticket, now, standing, considered, chosen, next_wake_at=wake)
+        wake_at += [each.load_overdue_at for each in loading if each.load_overdue_at > now]
+        if ticket.needs_slot and ticket.variant is not None:
+            wake_at += _reopenings(ticket.variant, considered, now)
         if able:
             wake_at += [each.held_until for each in considered if each.held_until > now]
             wake_at += [begun.alone_until] if begun is not None and begun.alone_until > now else []
@@ -106,7 +108,7 @@ class Scheduler:
         free: list[InstanceView] = []
         ends: list[float] = []
         for instance in able:
-            hold = next((held for each in HOLDS if (held := each(ticket, instance, now))), None)
+            hold = why_held(ticket, instance, now)
             if hold is None:
                 free.append(instance)
                 continue
@@ -176,7 +178,7 @@ def _without_second_load(
     variant: Variant,
     begun: LoadBegun | None,
     *,
-    able: list[InstanceView],
+    loading: list[InstanceView],
     free: list[InstanceView],
     considered: dict[InstanceView, Considered],
     now: float,
@@ -184,12 +186,14 @@ def _without_second_load(
     """While the variant is being loaded somewhere, only those where it is resident: one cold model is
     loaded in one place after the other, as slots there run out. A load that is overdue, or where the
     newest probe failed, is not waited for."""
-    loading = [
-        each for each in able if each.loading == variant and not each.suspect and now < each.load_overdue_at
+    awaited = [
+        each
+        for each in loading
+        if each.loading == variant and not each.suspect and now < each.load_overdue_at
     ]
-    held = [*loading, *(each for each in free if each.warm(variant))]
+    held = [*awaited, *(each for each in free if each.warm(variant))]
     own = begun is not None and any(each.id == begun.instance for each in held)
-    if not loading and not own:
+    if not awaited and not own:
         return free
     left = [each for each in free if each.warm(variant)]
     if begun is not None and own and now < begun.alone_until:
