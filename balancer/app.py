@@ -34,6 +34,7 @@ from balancer.fleet.instance import Instance, InstanceSpec
 from balancer.forwarding.answers import Answers
 from balancer.forwarding.stores import Stores
 from balancer.frontend.listener import Listener
+from balancer.memory import memory_allowed
 from balancer.pipeline import Pipeline, Policy
 from balancer.provisioning.local import LocalOllama, find_local_ollama
 from balancer.scheduling.scheduler import Scheduler
@@ -42,7 +43,10 @@ from balancer.telemetry.logs import Logger
 from balancer.telemetry.metrics import Metrics
 from balancer.upstream.client import UpstreamClient
 from balancer.upstream.control_client import ControlClient
+from balancer.upstream.stream_memory import StreamMemory
 
+_MOST_FOR_BODIES = 1 << 30
+_MOST_FOR_STREAMS = 1 << 29
 _UPSTREAM_IDLE_SECONDS = 60.0
 _TELL_SECONDS = 1.0
 _RETRY_SPREAD = 1.5
@@ -84,10 +88,13 @@ class Balancer:
             clock=self.clock,
             known_model=self.fleet.knows,
         )
+        self._memory_allowed = memory_allowed()
+        self.stream_memory = StreamMemory(self._stream_memory_bytes(settings))
         self.client = UpstreamClient(
             connect_seconds=settings.limits.connect_seconds,
             idle_seconds=_UPSTREAM_IDLE_SECONDS,
             buffer_bytes=settings.limits.stream_buffer_bytes,
+            memory=self.stream_memory,
         )
         self.control = ControlClient()
         self.prober = Prober(
@@ -147,10 +154,15 @@ class Balancer:
             clock=self.clock,
             silent_seconds=settings.limits.stream_idle_seconds,
         )
-        self.budget = BodyBudget(settings.limits.body_memory_bytes)
+        self.budget = BodyBudget(self._body_memory_bytes(settings))
         self.pipeline = self._pipeline()
         self.listener = Listener(
-            address=settings.listen, limits=settings.limits, handler=self.pipeline, clock=self.clock
+            address=settings.listen,
+            limits=settings.limits,
+            fast=settings.fast_path,
+            memory=self.stream_memory,
+            handler=self.pipeline,
+            clock=self.clock,
         )
         self.admin = AdminListener(
             address=settings.admin_listen,
@@ -175,14 +187,23 @@ class Balancer:
         limits = settings.limits
         self.scheduler.use(settings.strategy.value)
         self.queue.limit = limits.queue_requests
-        self.budget.limit_bytes = limits.body_memory_bytes
+        self.budget.limit_bytes = self._body_memory_bytes(settings)
+        self.stream_memory.limit_bytes = self._stream_memory_bytes(settings)
         self.client.use(connect_seconds=limits.connect_seconds, buffer_bytes=limits.stream_buffer_bytes)
         self.attempts.silent_seconds = limits.stream_idle_seconds
         self.prober.times = _probe_times(settings)
         self.pipeline.policy = _policy(settings)
-        self.listener.use(limits)
+        self.listener.use(limits, fast=settings.fast_path)
         self.fleet.replace([self._kept_or_new(each, settings) for each in _chosen(settings)])
         self.client.keep_only({each.spec.url for each in self.fleet.instances()})
+
+    def _body_memory_bytes(self, settings: Settings) -> int:
+        limits = settings.limits
+        share = min(_MOST_FOR_BODIES, self._memory_allowed // 4)
+        return limits.body_memory_bytes or max(limits.body_bytes, share)
+
+    def _stream_memory_bytes(self, settings: Settings) -> int:
+        return settings.limits.stream_memory_bytes or min(_MOST_FOR_STREAMS, self._memory_allowed // 8)
 
     def _kept_or_new(self, each: InstanceSettings, settings: Settings) -> Instance:
         fresh = _instance(each, settings)

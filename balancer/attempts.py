@@ -7,9 +7,9 @@ ended.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import replace
+from collections.abc import Awaitable, Callable
+
+import msgspec
 
 from balancer.accounting.ledger import Ledger
 from balancer.accounting.record import RequestRecord
@@ -30,6 +30,7 @@ from balancer.errors import (
 )
 from balancer.fleet.fleet import Fleet
 from balancer.fleet.residency import EVICTION_SECONDS
+from balancer.overdue import Overdue
 from balancer.protocol.endings import Ending, judge
 from balancer.protocol.failures import (
     BUSY,
@@ -50,6 +51,7 @@ _LOADED_SECONDS = 1.0
 """An answer that tells of a longer load carried one: other models may have made room for it."""
 _ERROR_BODY_BYTES = 65536
 _ERROR_BODY_SECONDS = 2.0
+_WHOLE = Outcome(verdict=Verdict.SUCCESS, kind="ok")
 _FULL_SECONDS = 1.0
 """An instance that says that its queue is full is asked again after so long."""
 
@@ -79,6 +81,7 @@ class Attempts:
         self._clock = clock
         self.silent_seconds = silent_seconds
         self._budget = RetryBudget()
+        self._silent: Overdue[tuple[int, InstanceId]] = Overdue(_SILENCE_SECONDS, lambda key: look(key[1]))
 
     def retry_after_seconds(self) -> float:
         """When a request that was turned away may try again, as dispatch estimates it."""
@@ -101,12 +104,10 @@ class Attempts:
                 operation.variant.model, counters.prompt_tokens, counters.prompt_seconds
             )
 
-    @asynccontextmanager
-    async def answered(
-        self, ticket: Ticket, upstream: UpstreamRequest, record: RequestRecord
-    ) -> AsyncIterator[Exchange]:
-        """An exchange whose answer has begun, at whichever instance gave one; its lease goes back when
-        the instance has no more part in it, at the latest on the way out.
+    async def answered(self, ticket: Ticket, upstream: UpstreamRequest, record: RequestRecord) -> Exchange:
+        """An exchange whose answer has begun, at whichever instance gave one: the first answer that no
+        other instance may do better than, else the last one of all. Its lease goes back when the instance
+        has no more part in it; who takes it must `cancel` it on the way out.
 
         Raises:
             UnknownModel: no instance has the model; names those that there are.
@@ -114,16 +115,6 @@ class Attempts:
             InstanceError: no instance is left to try; what the last one met.
         """
         self._budget.requested(self._clock.monotonic())
-        exchange = await self._first_good(ticket, upstream, record)
-        del upstream  # its body is not needed again, and an answer may go on for long
-        record.answered_at = self._clock.monotonic()
-        try:
-            yield exchange
-        finally:
-            exchange.cancel()
-
-    async def _first_good(self, ticket: Ticket, upstream: UpstreamRequest, record: RequestRecord) -> Exchange:
-        """The first answer that no other instance may do better than, else the last one of all."""
         refused: Exchange | None = None
         failure: InstanceError | None = None
         reason = ""
@@ -155,7 +146,8 @@ class Attempts:
     async def _exchange(self, lease: Lease, record: RequestRecord, upstream: UpstreamRequest) -> Exchange:
         """As the client's, with a probe of an instance that stays silent: should it turn out to be
         down, the exchange fails and the request can go elsewhere. The lease goes back where it fails."""
-        silence = asyncio.get_running_loop().call_later(_SILENCE_SECONDS, self._look, lease.instance)
+        silent = (lease.id, lease.instance)
+        self._silent.begin(silent)
         try:
             return await self._client.exchange(lease.url, upstream)
         except InstanceError as error:
@@ -166,7 +158,7 @@ class Attempts:
             self._return(lease, record, Outcome(verdict=Verdict.NEUTRAL, kind="cancelled", in_prefill=left))
             raise
         finally:
-            silence.cancel()
+            self._silent.end(silent)
 
     async def _judge(self, exchange: Exchange, lease: Lease, record: RequestRecord) -> Failure | None:
         """The failure that a whole error answer tells, else None; from here on the lease goes back with
@@ -293,7 +285,7 @@ def _broken(kind: str, error: str) -> Outcome:
 def _of_record(message: str) -> Outcome:
     """What an error that ended a stream says; the same texts as in error answers."""
     told = classify(500, message, has_model=True) or STATUS
-    return replace(told.outcome(message), kind="error_record")
+    return msgspec.structs.replace(told.outcome(message), kind="error_record")
 
 
 def _outcome(exchange: Exchange, record: RequestRecord, error: BalancerError | None) -> Outcome:
@@ -309,10 +301,10 @@ def _outcome(exchange: Exchange, record: RequestRecord, error: BalancerError | N
     if exchange.is_page:
         return _broken("wrong_body", "it answered with a web page")
     if not exchange.streams:
-        return Outcome(verdict=Verdict.SUCCESS, kind="ok")
+        return _WHOLE
     match judge(operation, exchange.tail):
         case Ending.WHOLE:
-            return Outcome(verdict=Verdict.SUCCESS, kind="ok")
+            return _WHOLE
         case Ending.ERROR:
             return _of_record(error_message(exchange.tail.last_line))
         case Ending.UNFINISHED:

@@ -11,7 +11,7 @@ reading.
 import asyncio
 import math
 from dataclasses import dataclass
-from itertools import count
+from itertools import chain, count
 
 from balancer.accounting.ledger import Ledger
 from balancer.accounting.record import RequestRecord
@@ -147,18 +147,19 @@ class Pipeline:
 
     def _check_headers(self, request: ClientRequest, record: RequestRecord) -> None:
         """Refuse too many headers, and requests that a web page of elsewhere makes a browser send."""
-        if sum(len(name) + len(value) + 4 for name, value in request.headers) > self.policy.headers_bytes:
+        size = sum(map(len, chain.from_iterable(request.headers))) + 4 * len(request.headers)
+        if size > self.policy.headers_bytes:
             raise HeadersTooLarge(f"the headers are larger than {self.policy.headers_bytes} bytes")
-        host = header(request.headers, "host")
+        host = request.fields.get("host")
         if self.policy.loopback_only:
             check_host(host, own_name=self.policy.own_name)
-        origin = header(request.headers, "origin")
+        origin = request.fields.get("origin")
         record.allow_origin = allowed_origin(origin, host, cors_origins=self.policy.cors_origins) or ""
 
     async def _answer_options(self, request: ClientRequest, record: RequestRecord, sink: Sink) -> None:
         """A browser's question before a request of another origin; to all others, that there is nothing."""
         record.status, record.outcome = 204, "ok"
-        asked = header(request.headers, "access-control-request-headers") or ""
+        asked = request.fields.get("access-control-request-headers") or ""
         headers: Headers = ()
         if record.allow_origin:
             headers = (
@@ -205,7 +206,7 @@ class Pipeline:
         self, match: Match, request: ClientRequest, record: RequestRecord, held: HeldBody, sink: Sink
     ) -> None:
         body = await self._read(request, record, held) if request.method == "POST" else b""
-        content_type = header(request.headers, "content-type") or ""
+        content_type = request.fields.get("content-type") or ""
         parsed = parse_request(match, body, content_type=content_type, content_encoding=_encoding(request))
         operation = parsed.operation
         self._note(operation, record)
@@ -220,14 +221,18 @@ class Pipeline:
         if operation.unload and operation.variant is not None:
             # For every instance where the model is resident; the answer then comes from one of them.
             await self._stores.tell_residents(operation.variant.model, upstream)
-        async with self._attempts.answered(ticket, upstream, record) as exchange:
-            del upstream
-            held.release()
+        exchange = await self._attempts.answered(ticket, upstream, record)
+        del upstream  # its body is not needed again, and an answer may go on for long
+        held.release()
+        try:
             await self._relay(exchange, operation, record, sink)
+        finally:
+            exchange.cancel()
 
     async def _relay(
         self, exchange: Exchange, operation: Operation, record: RequestRecord, sink: Sink
     ) -> None:
+        record.answered_at = self._clock.monotonic()
         head = await exchange.response()
         record.status = head.status
         own_headers = _own_headers(record)
@@ -261,9 +266,9 @@ class Pipeline:
     def _ticket(self, request: ClientRequest, operation: Operation, record: RequestRecord) -> Ticket:
         record.parsed_at = now = self._clock.monotonic()
         asked = read_asked(
-            priority=header(request.headers, "x-balancer-priority"),
-            session=header(request.headers, "x-balancer-session"),
-            timeout=header(request.headers, "x-balancer-timeout"),
+            priority=request.fields.get("x-balancer-priority"),
+            session=request.fields.get("x-balancer-session"),
+            timeout=request.fields.get("x-balancer-timeout"),
             limit_seconds=self.policy.queue_seconds,
         )
         return Ticket(
@@ -321,7 +326,7 @@ def _retry_after(seconds: float) -> Headers:
 
 def _encoding(request: ClientRequest) -> str:
     """The coding of the body, empty where there is none."""
-    encoding = (header(request.headers, "content-encoding") or "").strip().casefold()
+    encoding = (request.fields.get("content-encoding") or "").strip().casefold()
     return "" if encoding == "identity" else encoding
 
 

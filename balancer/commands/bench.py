@@ -21,6 +21,7 @@ from balancer.errors import BalancerError
 from balancer.protocol.endings import Ending, judge, read_counters
 from balancer.upstream.client import UpstreamClient, UpstreamRequest
 from balancer.upstream.control_client import ControlClient
+from balancer.upstream.stream_memory import StreamMemory
 
 _TOKENS = 64
 _BUFFER_BYTES = 1 << 26
@@ -63,7 +64,9 @@ def render(report: dict[str, object]) -> str:
 
 async def _bench(url: str, model: str | None, concurrency: int, requests: int) -> dict[str, object]:
     model = model or await _first_model(url)
-    client = UpstreamClient(connect_seconds=5.0, idle_seconds=60.0, buffer_bytes=_BUFFER_BYTES)
+    client = UpstreamClient(
+        connect_seconds=5.0, idle_seconds=60.0, buffer_bytes=_BUFFER_BYTES, memory=StreamMemory(_BUFFER_BYTES)
+    )
     results = _Results()
     numbers = iter(range(requests))
     progress = _Progress(requests)

@@ -3,9 +3,10 @@
 The listener fills it (aiohttp is its door); a sink of another make only has to keep the promises.
 """
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Protocol
+
+import msgspec
 
 from balancer.admission.body_budget import HeldBody
 from balancer.protocol.headers import Headers
@@ -31,10 +32,10 @@ class BodySource(Protocol):
         """Its length in bytes, None where it is not known before."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClientRequest:
+class ClientRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A request as the listener hands it over. `raw_path` and `query` are undecoded; header names
-    and values are those of the wire."""
+    and values are those of the wire. `fields` has the first value of each header by its name in lower
+    case."""
 
     id: str
     request_id: str
@@ -42,6 +43,7 @@ class ClientRequest:
     raw_path: str
     query: str
     headers: Headers
+    fields: Mapping[str, str]
     peer: str | None
     body: BodySource
     received_at: float
@@ -61,6 +63,10 @@ class Sink(Protocol):
 
     async def write(self, chunk: bytes) -> None:
         """Send a piece of the body, as one HTTP chunk where the body is chunked."""
+
+    def outlet(self, overflowed: Callable[[], None]) -> Callable[[bytes], None] | None:
+        """What takes a piece of a stream at once, as `write` does but without waiting; `overflowed` is
+        called when the client leaves too much of it unread. None where every write has to wait."""
 
     async def finish(self) -> None:
         """End the answer properly."""

@@ -6,7 +6,8 @@ end with the exchange, before a slow client has everything.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 from balancer.core.operation import Operation, Wire
 from balancer.errors import ClientLeft, InstanceError, SlowReader, Stopping
@@ -16,11 +17,11 @@ from balancer.protocol.errors import error_record
 from balancer.protocol.headers import Headers, downstream_headers
 from balancer.upstream.exchange import Exchange, ResponseHead
 
+_NOT_READ = "the client does not read its answer"
 _UNFINISHED = "the instance ended the answer before it was complete"
 
 
-@dataclass(frozen=True, slots=True)
-class Relayed:
+class Relayed(msgspec.Struct, frozen=True):
     """How a relay ended: `kind` is ok, rejected (a status of 400 or more), error_record, unfinished,
     truncated or slow_reader; `status` is what the client was told.
     `first_byte_at` (monotonic seconds) is when the first of the body was handed to the sink."""
@@ -46,31 +47,34 @@ async def relay(
     exchange.when_overflowed(sink.abort)
     headers = downstream_headers(head.headers) + own_headers
     await sink.start(head.status, headers, content_length=head.content_length)
-    count = 0
+    outlet = sink.outlet(lambda: exchange.cancel(SlowReader(_NOT_READ))) if head.streams else None
     first_byte_at: float | None = None
     try:
         while (chunk := await exchange.next_chunk()) is not None:
-            count += len(chunk)
             if first_byte_at is None:
                 first_byte_at = now()
             await sink.write(chunk)
+            if outlet is not None:
+                await exchange.flow(outlet)
     except SlowReader:
         sink.abort()
-        return Relayed("slow_reader", head.status, count, first_byte_at)
+        return Relayed("slow_reader", head.status, exchange.taken_bytes, first_byte_at)
     except ClientLeft:
         if not exchange.overflowed:
             raise
-        return Relayed("slow_reader", head.status, count, first_byte_at)  # cut in the middle of a write
+        return Relayed(
+            "slow_reader", head.status, exchange.taken_bytes, first_byte_at
+        )  # cut in the middle of a write
     except (InstanceError, Stopping) as error:
         await _break_off(sink, operation, exchange, str(error), request_id)
-        return Relayed("truncated", head.status, count, first_byte_at)
+        return Relayed("truncated", head.status, exchange.taken_bytes, first_byte_at)
     ending = judge(operation, exchange.tail) if head.status < 300 and head.streams else Ending.WHOLE
     if ending is Ending.UNFINISHED:
         await _break_off(sink, operation, exchange, _UNFINISHED, request_id)
-        return Relayed("unfinished", head.status, count, first_byte_at)
+        return Relayed("unfinished", head.status, exchange.taken_bytes, first_byte_at)
     await sink.finish()
     kind = "rejected" if head.status >= 400 else "ok" if ending is Ending.WHOLE else "error_record"
-    return Relayed(kind, head.status, count, first_byte_at)
+    return Relayed(kind, head.status, exchange.taken_bytes, first_byte_at)
 
 
 async def _break_off(

@@ -8,12 +8,13 @@ from aiohttp.web_exceptions import HTTPException
 
 from balancer.admission.body_budget import HeldBody
 from balancer.errors import BodyTooLarge, ClientLeft, MalformedRequest, RequestTooSlow
+from balancer.frontend.connection import FastRequest
 
 
 class RequestBody:
     """Reads lazily; asks for the body first where the client waits to be asked."""
 
-    def __init__(self, request: web.BaseRequest, *, idle_seconds: float) -> None:
+    def __init__(self, request: web.BaseRequest | FastRequest, *, idle_seconds: float) -> None:
         self._request = request
         self._idle_seconds = idle_seconds
 
@@ -26,6 +27,13 @@ class RequestBody:
         its framing is broken."""
         if self.length is not None and self.length > limit_bytes:
             raise _too_large(limit_bytes)
+        content = self._request.content
+        if content.is_eof() and content.exception() is None:  # all of it came with the head
+            whole = content.read_nowait()
+            held.grow(len(whole))
+            if len(whole) > limit_bytes:
+                raise _too_large(limit_bytes)
+            return whole
         body = bytearray()
         async for piece in self.pieces():
             held.grow(len(piece))
@@ -41,8 +49,8 @@ class RequestBody:
             request.headers.get("Expect", "").casefold() == "100-continue"
             and request.version >= HttpVersion11
         ):
-            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            request.writer.output_size = 0
+            assert request.transport is not None
+            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         while not request.content.at_eof():
             try:
                 async with asyncio.timeout(self._idle_seconds):

@@ -8,17 +8,25 @@ import asyncio
 import logging
 import resource
 from collections.abc import Awaitable, Callable
+from typing import cast
 
-from aiohttp import web
+from aiohttp import HttpVersion, HttpVersion11, StreamReader, web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.helpers import set_exception
 from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
+from aiohttp.http_parser import RawRequestMessage
 from aiohttp.web_protocol import RequestHandler
+from multidict import CIMultiDictProxy
 
 from balancer.core.operation import Dialect
+from balancer.overdue import Overdue
 from balancer.protocol.errors import error_body
 from balancer.settings import LimitsSettings
 
 _LINGER_SECONDS = 2.0
 """So long the rest of a refused body is read and thrown away, that the client may see why."""
+_READ_AHEAD_BYTES = 32768
+"""Of a body that nobody has asked for yet, twice so much is read; it is in no budget."""
 _FILES_SHARE = 0.45
 """Of the open files that the process may have, so many may be client connections; each may need one to
 an instance."""
@@ -28,18 +36,78 @@ _QUIET.addHandler(logging.NullHandler())
 _QUIET.propagate = False
 
 
-class Server(web.Server):
-    """aiohttp's server with connections of our own make, at most `limits.connections` at once."""
+class FastRequest:
+    """A request for the fast sink: as it was parsed, without what aiohttp's own answers need of it."""
+
+    __slots__ = ("_message", "_task", "content", "protocol", "transport")
 
     def __init__(
-        self, handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]], limits: LimitsSettings
+        self,
+        message: RawRequestMessage,
+        content: StreamReader,
+        protocol: "Connection",
+        transport: asyncio.Transport,
     ) -> None:
-        super().__init__(handler, handler_cancellation=True)
-        self.use(limits)
+        self._message = message
+        self._task: asyncio.Task[None] | None = None
+        self.content = content
+        self.protocol = protocol
+        self.transport = transport
 
-    def use(self, limits: LimitsSettings) -> None:
-        """Other limits, for connections that come from now on."""
+    @property
+    def method(self) -> str:
+        return self._message.method
+
+    @property
+    def raw_path(self) -> str:
+        return self._message.path
+
+    @property
+    def headers(self) -> CIMultiDictProxy[str]:
+        return self._message.headers
+
+    @property
+    def version(self) -> HttpVersion:
+        return self._message.version
+
+    @property
+    def keep_alive(self) -> bool:
+        return not self._message.should_close
+
+    @property
+    def remote(self) -> str | None:
+        peer = self.protocol.peername
+        return str(peer[0]) if isinstance(peer, tuple) else None
+
+    @property
+    def content_length(self) -> int | None:
+        told = self._message.headers.get("Content-Length")
+        return None if told is None else int(told)
+
+    def _cancel(self, error: BaseException) -> None:
+        """From aiohttp, when the connection is lost: whoever reads the body is told."""
+        set_exception(self.content, error)
+
+
+class Server(web.Server):
+    """aiohttp's server with connections of our own make, at most `limits.connections` at once. With
+    `fast`, POSTs over HTTP/1.1 come to the handler as a FastRequest, and it returns what has `keep_alive`."""
+
+    def __init__(
+        self,
+        handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+        limits: LimitsSettings,
+        *,
+        fast: bool,
+    ) -> None:
+        super().__init__(handler, handler_cancellation=True, request_factory=self._request)
+        self.use(limits, fast=fast)
+
+    def use(self, limits: LimitsSettings, *, fast: bool) -> None:
+        """Other limits, for connections that come from now on; another path, for requests."""
         self._limits = limits
+        self._fast = fast
+        self._heads: Overdue[Connection] = Overdue(limits.header_seconds, Connection.head_is_late)
         self._most = limits.connections or int(resource.getrlimit(resource.RLIMIT_NOFILE)[0] * _FILES_SHARE)
 
     @property
@@ -47,8 +115,28 @@ class Server(web.Server):
         """Whether another connection would be one too many."""
         return len(self.connections) >= self._most
 
+    def _request(
+        self,
+        message: RawRequestMessage,
+        payload: StreamReader,
+        protocol: RequestHandler,
+        writer: AbstractStreamWriter,
+        task: "asyncio.Task[None]",
+    ) -> web.BaseRequest:
+        if (
+            self._fast
+            and message.method == "POST"
+            and message.version == HttpVersion11
+            and not message.upgrade
+            and isinstance(protocol, Connection)
+            and protocol.transport is not None
+        ):
+            request = FastRequest(message, payload, protocol, protocol.transport)
+            return cast("web.BaseRequest", request)  # aiohttp asks it for no more than it has
+        return self._make_request(message, payload, protocol, writer, task)
+
     def __call__(self) -> RequestHandler:
-        return Connection(self, self._limits, self._loop)
+        return Connection(self, self._limits, self._heads, self._loop)
 
 
 class Connection(RequestHandler):
@@ -59,9 +147,15 @@ class Connection(RequestHandler):
     path is known then, and so no dialect.
     """
 
-    __slots__ = ("_begun", "_head_timer", "_limits", "_server")
+    __slots__ = ("_begun", "_heads", "_server")
 
-    def __init__(self, server: Server, limits: LimitsSettings, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        server: Server,
+        limits: LimitsSettings,
+        heads: "Overdue[Connection]",
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
         super().__init__(
             server,
             loop=loop,
@@ -71,13 +165,13 @@ class Connection(RequestHandler):
             max_headers=limits.header_count,
             auto_decompress=False,
             lingering_time=_LINGER_SECONDS,
+            read_bufsize=_READ_AHEAD_BYTES,
             # aiohttp takes None for no access log; only its annotation does not say so.
             access_log=None,  # type: ignore[arg-type]
             logger=_QUIET,
         )
         self._server = server
-        self._limits = limits
-        self._head_timer: asyncio.TimerHandle | None = None
+        self._heads = heads
         self._begun = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -85,27 +179,61 @@ class Connection(RequestHandler):
             transport.close()
             return
         super().connection_made(transport)
-        self._await_head()
+        self._heads.begin(self)
 
     def data_received(self, data: bytes) -> None:
-        if self._head_timer is None and self._begun is False and self._current_request is None:
-            self._await_head()
-        self._begun = True
         super().data_received(data)
+        if self._messages or self._current_request is not None:
+            self.head_is_in()
+        elif not self._begun:
+            self._begun = True
+            if not self._heads.waits(self):  # a first head has had its time since the connection was made
+                self._heads.begin(self)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        self.stop_head_timer()
+        self._heads.end(self)
         super().connection_lost(exc)
 
-    def stop_head_timer(self) -> None:
-        """A head is in."""
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+    async def _handle_request(
+        self,
+        request: web.BaseRequest | FastRequest,
+        start_time: float | None,
+        request_handler: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]],
+    ) -> tuple[web.StreamResponse, bool]:
+        """As aiohttp's, but a fast request is answered by its handler whole: nothing is left to send."""
+        self.head_is_in()
+        if not isinstance(request, FastRequest):
+            return await super()._handle_request(request, start_time, request_handler)
+        self._request_in_progress = True
+        self._current_request = served = cast("web.BaseRequest", request)
+        try:
+            return await request_handler(served), False
+        finally:
+            self._current_request = None
+            self._request_in_progress = False
+            if self._handler_waiter is not None:
+                self._handler_waiter.set_result(None)
 
-    def expect_head(self) -> None:
-        """A request was served; its next head may begin whenever it likes, but must then be ended."""
+    async def drained(self) -> None:
+        """Wait until the client has taken enough. Raises ConnectionError where it is gone."""
+        await self._drain_helper()
+
+    def head_is_in(self) -> None:
+        """A head came in time; the next may begin whenever it likes, but must then be ended."""
         self._begun = False
+        self._heads.end(self)
+
+    def head_is_late(self) -> None:
+        """Close it; where a head was begun, tell why first."""
+        if self.transport is None or self._current_request is not None:
+            return
+        if self._begun:
+            body = error_body(Dialect.OLLAMA, 408, "the request's head took too long", "")
+            self.transport.write(
+                b"HTTP/1.1 408 Request Timeout\r\nContent-Type: application/json; charset=utf-8\r\n"
+                b"Connection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+            )
+        self.transport.close()
 
     def handle_error(
         self,
@@ -114,7 +242,7 @@ class Connection(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        self.stop_head_timer()
+        self.head_is_in()
         if request.writer.output_size > 0:
             raise ConnectionError("an answer was begun already")
         status, text = _told(status, exc)
@@ -126,35 +254,6 @@ class Connection(RequestHandler):
         )
         response.force_close()
         return response
-
-    def _await_head(self) -> None:
-        self._head_timer = asyncio.get_running_loop().call_later(
-            self._limits.header_seconds, self._head_is_late
-        )
-
-    def _head_is_late(self) -> None:
-        self._head_timer = None
-        if self.transport is None:
-            return
-        if self._begun:
-            body = error_body(Dialect.OLLAMA, 408, "the request's head took too long", "")
-            self.transport.write(
-                b"HTTP/1.1 408 Request Timeout\r\nContent-Type: application/json; charset=utf-8\r\n"
-                b"Connection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
-            )
-        self.transport.close()
-
-
-def head_is_in(request: web.BaseRequest) -> None:
-    """The handler has the request: its head came in time."""
-    if isinstance(request.protocol, Connection):
-        request.protocol.stop_head_timer()
-
-
-def next_head_may_come(request: web.BaseRequest) -> None:
-    """The request is served."""
-    if isinstance(request.protocol, Connection):
-        request.protocol.expect_head()
 
 
 def _told(status: int, error: BaseException | None) -> tuple[int, str]:

@@ -2,17 +2,19 @@
 
 import asyncio
 import re
-import uuid
-from typing import Protocol
+from random import Random
+from typing import Protocol, cast
 
 from aiohttp import web
 
 from balancer.clock import Clock
 from balancer.forwarding.downstream import ClientRequest, Sink
 from balancer.frontend.body import RequestBody
-from balancer.frontend.connection import Server, head_is_in, next_head_may_come
+from balancer.frontend.connection import FastRequest, Server
+from balancer.frontend.fast_sink import FastSink
 from balancer.frontend.plain_sink import PlainSink
 from balancer.settings import Address, LimitsSettings
+from balancer.upstream.stream_memory import StreamMemory
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _ABSOLUTE = re.compile(r"\Ahttps?://[^/?#]*", re.IGNORECASE)
@@ -28,13 +30,26 @@ class Handler(Protocol):
 
 
 class Listener:
-    """Accepts on one address and serves until it is closed."""
+    """Accepts on one address and serves until it is closed. With `fast`, POSTs are answered by the fast
+    sink."""
 
-    def __init__(self, *, address: Address, limits: LimitsSettings, handler: Handler, clock: Clock) -> None:
+    def __init__(
+        self,
+        *,
+        address: Address,
+        limits: LimitsSettings,
+        fast: bool,
+        memory: StreamMemory,
+        handler: Handler,
+        clock: Clock,
+    ) -> None:
         self._address = address
         self._limits = limits
+        self._fast = fast
+        self._memory = memory
         self._handler = handler
         self._clock = clock
+        self._random = Random()
         self._web: Server | None = None
         self._server: asyncio.Server | None = None
 
@@ -50,15 +65,16 @@ class Listener:
         """Client connections that are open."""
         return len(self._web.connections) if self._web is not None else 0
 
-    def use(self, limits: LimitsSettings) -> None:
-        """Other limits, for connections and requests that come from now on."""
+    def use(self, limits: LimitsSettings, *, fast: bool) -> None:
+        """Other limits, for connections and requests that come from now on; another path, for requests."""
         self._limits = limits
+        self._fast = fast
         if self._web is not None:
-            self._web.use(limits)
+            self._web.use(limits, fast=fast)
 
     async def open(self) -> None:
         """Begin to accept. Raises OSError where the address cannot be bound."""
-        self._web = Server(self._handle, self._limits)
+        self._web = Server(self._handle, self._limits, fast=self._fast)
         self._server = await asyncio.get_running_loop().create_server(
             self._web, self._address.host, self._address.port, backlog=_BACKLOG
         )
@@ -77,27 +93,49 @@ class Listener:
             await self._web.shutdown(_CUT_SECONDS)
             await server.wait_closed()
 
-    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        head_is_in(request)
+    async def _handle(self, request: web.BaseRequest | FastRequest) -> web.StreamResponse:
+        if isinstance(request, FastRequest):
+            return await self._handle_fast(request)
         sink = PlainSink(request, stall_seconds=_STALL_SECONDS)
         await self._handler.handle(self._client_request(request), sink)
         if sink.response is None:
             raise ConnectionResetError("the client left before it was answered")
-        next_head_may_come(request)
         return sink.response
 
-    def _client_request(self, request: web.BaseRequest) -> ClientRequest:
-        own_id = uuid.uuid4().hex
-        asked_id = request.headers.get("X-Request-ID", "")
+    async def _handle_fast(self, request: FastRequest) -> web.StreamResponse:
+        sink = FastSink(
+            request,
+            buffer_bytes=self._limits.stream_buffer_bytes,
+            stall_seconds=_STALL_SECONDS,
+            memory=self._memory,
+        )
+        try:
+            await self._handler.handle(self._client_request(request), sink)
+        finally:
+            sink.close()
+        if not sink.started:
+            raise ConnectionResetError("the client left before it was answered")
+        return cast("web.StreamResponse", sink)  # of which aiohttp wants to know `keep_alive` alone
+
+    def _client_request(self, request: web.BaseRequest | FastRequest) -> ClientRequest:
+        own_id = f"{self._random.getrandbits(128):032x}"
+        headers: list[tuple[str, str]] = []
+        fields: dict[str, str] = {}
+        for name, value in request.headers.items():
+            headers.append((str(name), value))
+            fields.setdefault(name.lower(), value)
+        asked_id = fields.get("x-request-id", "")
         # Clients that talk to a proxy give the whole URL. Source: RFC 9112 §3.2.2.
-        raw_path, _, query = _ABSOLUTE.sub("", request.raw_path).partition("?")
+        target = request.raw_path
+        raw_path, _, query = (target if target[0] == "/" else _ABSOLUTE.sub("", target)).partition("?")
         return ClientRequest(
             id=own_id,
             request_id=asked_id if _REQUEST_ID.fullmatch(asked_id) else own_id,
             method=request.method,
             raw_path=raw_path or "/",
             query=query.partition("#")[0],
-            headers=tuple((str(name), value) for name, value in request.headers.items()),
+            headers=tuple(headers),
+            fields=fields,
             peer=request.remote,
             body=RequestBody(request, idle_seconds=self._limits.body_idle_seconds),
             received_at=self._clock.monotonic(),

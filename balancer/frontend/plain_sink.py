@@ -1,7 +1,7 @@
 """The plain sink: an answer through aiohttp's StreamResponse. Always correct, not the fastest."""
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 from multidict import CIMultiDict
@@ -44,6 +44,9 @@ class PlainSink:
     async def write(self, chunk: bytes) -> None:
         assert self.response is not None
         await self._sent(self.response.write(chunk))
+
+    def outlet(self, overflowed: Callable[[], None]) -> None:
+        return None
 
     async def finish(self) -> None:
         assert self.response is not None

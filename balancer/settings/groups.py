@@ -158,11 +158,12 @@ class LimitsSettings(Group):
         le=16 * GIB,
         description="The largest request body, in bytes; beyond it 413. Blob uploads stream and are exempt.",
     )
-    body_memory_bytes: Size = Field(
-        default=GIB,
+    body_memory_bytes: Size | None = Field(
+        default=None,
         ge=KIB,
         le=1024 * GIB,
-        description="Memory for all request bodies held at once, in bytes; beyond it 503.",
+        description="Memory for all request bodies held at once, in bytes; beyond it 503. null: a quarter of "
+        "the memory that the balancer may use, 1 GiB at most, but no less than body_bytes.",
     )
     queue_requests: Count = Field(
         default=1000, ge=0, le=1_000_000, description="The most requests waiting for a slot; beyond it 503."
@@ -226,6 +227,14 @@ class LimitsSettings(Group):
         ge=MIB,
         le=GIB,
         description="What is kept of a stream for a slow reader, in bytes; whoever reads none is cut off.",
+    )
+    stream_memory_bytes: Size | None = Field(
+        default=None,
+        ge=MIB,
+        le=1024 * GIB,
+        description="Memory for what slow readers have left of all streams, in bytes; beyond it the one that "
+        "is furthest behind is cut off. null: an eighth of the memory that the balancer may use, 512 MiB at "
+        "most.",
     )
 
 

@@ -136,7 +136,7 @@ def _limits(settings: Settings, origins: Origins) -> Iterator[Fault]:
     for small, large in (("body_bytes", "body_memory_bytes"), ("header_bytes", "headers_bytes")):
         paths = (("limits", small), ("limits", large))
         least, most = getattr(limits, small), getattr(limits, large)
-        if least > most and not any(path in origins.broken for path in paths):
+        if most is not None and least > most and not any(path in origins.broken for path in paths):
             here = paths[1] if origins.given(paths[1]) else paths[0]
             yield origins.fault(
                 here,

@@ -200,6 +200,11 @@ class Settings(Group):
             "Without it only clients on this machine may, unless another proxy passed them on."
         ),
     )
+    fast_path: bool = Field(
+        default=True,
+        description="Whether answers to POSTs are written straight to the client's connection. Off: the same "
+        "answers by a longer way.",
+    )
     cors_origins: tuple[Origin, ...] = Field(
         default=(), description="Web origins that may call from a browser, each as scheme://host[:port]."
     )

@@ -7,22 +7,25 @@ line goes out.
 import asyncio
 import re
 from collections.abc import AsyncIterator, Collection, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from balancer.errors import BalancerError, ConnectionLost, InstanceDown, Stopping
 from balancer.protocol.headers import Headers
 from balancer.upstream.connection import HEAD_CODING, Connection
 from balancer.upstream.exchange import Exchange
 from balancer.upstream.pool import Pool
+from balancer.upstream.stream_memory import StreamMemory
 
 _TARGET = re.compile(r"/[\x21-\x7e]*")
 _STALE_SECONDS = 1.0
 """A connection that had been closed shows it at once; one that is lost later was lost to the request."""
-_FORBIDDEN = re.compile(r"[\r\n\0]")
+_COPIED_BYTES = 65536
+"""A body up to this size is sent in one piece with its head; to copy a larger one costs more."""
+_LINE_END = re.compile(r"[\r\n\0]")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UpstreamRequest:
+class UpstreamRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What goes to an instance. `body` is bytes, or pieces that can be sent once only with their
     total length, None where it is not known before."""
 
@@ -41,10 +44,13 @@ class UpstreamRequest:
 class UpstreamClient:
     """One pool per instance's URL, made at its first use."""
 
-    def __init__(self, *, connect_seconds: float, idle_seconds: float, buffer_bytes: int) -> None:
+    def __init__(
+        self, *, connect_seconds: float, idle_seconds: float, buffer_bytes: int, memory: StreamMemory
+    ) -> None:
         self._connect_seconds = connect_seconds
         self._idle_seconds = idle_seconds
         self._buffer_bytes = buffer_bytes
+        self._memory = memory
         self._pools: dict[str, Pool] = {}
         self._unanswered: dict[str, set[Exchange]] = {}
 
@@ -119,7 +125,9 @@ class UpstreamClient:
             pool.close()
 
     async def _try(self, url: str, pool: Pool, connection: Connection, request: UpstreamRequest) -> Exchange:
-        exchange = connection.begin(head_only=request.method == "HEAD", buffer_bytes=self._buffer_bytes)
+        exchange = connection.begin(
+            head_only=request.method == "HEAD", buffer_bytes=self._buffer_bytes, memory=self._memory
+        )
         unanswered = self._unanswered.setdefault(url, set())
         unanswered.add(exchange)
         try:
@@ -138,7 +146,12 @@ class UpstreamClient:
 async def _send(connection: Connection, exchange: Exchange, authority: str, request: UpstreamRequest) -> None:
     if isinstance(request.body, bytes):
         # Not waited for: an instance may answer before it has read everything, or without.
-        connection.write(_head(authority, request, len(request.body)) + request.body)
+        head = _head(authority, request, len(request.body))
+        if len(request.body) > _COPIED_BYTES:
+            connection.write(head)
+            connection.write(request.body)
+        else:
+            connection.write(head + request.body)
         connection.request_sent()
         return
     await connection.send(_head(authority, request, request.length))
@@ -171,12 +184,11 @@ def _head(authority: str, request: UpstreamRequest, length: int | None) -> bytes
     if not _TARGET.fullmatch(request.target):
         raise BalancerError("a request target with characters that no target has")
     lines = [f"{request.method} {request.target} HTTP/1.1", f"Host: {authority}"]
-    for name, value in request.headers:
-        if _FORBIDDEN.search(name) or _FORBIDDEN.search(value):
-            raise BalancerError("a header with a line end")
-        lines.append(f"{name}: {value}")
+    lines += [f"{name}: {value}" for name, value in request.headers]
     if length is None:
         lines.append("Transfer-Encoding: chunked")
     elif length or request.method not in {"GET", "HEAD"}:
         lines.append(f"Content-Length: {length}")
+    if _LINE_END.search("".join(lines)):
+        raise BalancerError("a header with a line end")
     return ("\r\n".join(lines) + "\r\n\r\n").encode(*HEAD_CODING)

@@ -7,14 +7,16 @@ their bound, framing that could be read in two ways (refused).
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import cast
 
 import httptools
+import msgspec
 
 from balancer.errors import BadResponse, BalancerError, ConnectionLost
 from balancer.upstream.exchange import Exchange, ResponseHead
+from balancer.upstream.stream_memory import StreamMemory
 
 HEAD_CODING = ("utf-8", "surrogateescape")
 """How the listener gives header bytes as text; the same here, so that they pass unchanged."""
@@ -28,11 +30,15 @@ class _Phase(StrEnum):
     BODY = "body"
 
 
-@dataclass(frozen=True, slots=True)
-class _Framing:
+class _Framing(msgspec.Struct, frozen=True):
     content_length: int | None
     chunked: bool
     until_close: bool
+
+
+@lru_cache(maxsize=256)
+def _decoded(name: bytes) -> str:
+    return name.decode(*HEAD_CODING)
 
 
 class Connection(asyncio.Protocol):
@@ -52,10 +58,12 @@ class Connection(asyncio.Protocol):
 
     # -- used by the pool and the client
 
-    def begin(self, *, head_only: bool, buffer_bytes: int) -> Exchange:
+    def begin(self, *, head_only: bool, buffer_bytes: int, memory: StreamMemory) -> Exchange:
         """Begin an exchange; `head_only` is for HEAD, whose answer has no body whatever it says."""
         assert self._phase is _Phase.IDLE
-        self._exchange = Exchange(buffer_bytes=buffer_bytes, cancel=self.close, read=self._read)
+        self._exchange = Exchange(
+            buffer_bytes=buffer_bytes, cancel=self.close, read=self._read, memory=memory
+        )
         self._parser = httptools.HttpResponseParser(self)
         self._head_only = head_only
         self._head_bytes = 0
@@ -148,8 +156,13 @@ class Connection(asyncio.Protocol):
         self._reason += status
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._phase is _Phase.HEAD:
-            self._headers.append((name.decode(*HEAD_CODING), value.decode(*HEAD_CODING)))
+        if self._phase is not _Phase.HEAD:
+            return
+        text = value.decode("utf-8", "surrogateescape")
+        self._headers.append((_decoded(name), text))
+        kept = self._kept_headers.get(name.lower())
+        if kept is not None:
+            kept.append(text)
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
@@ -170,11 +183,13 @@ class Connection(asyncio.Protocol):
         self._framing = framing
         self._phase = _Phase.BODY
         assert self._exchange is not None
+        media_type = self._kept_headers[b"content-type"]
         self._exchange.receive_head(
             ResponseHead(
                 status=status,
                 reason=self._reason.decode(*HEAD_CODING),
                 headers=tuple(self._headers),
+                media_type=media_type[0].partition(";")[0].strip().casefold() if media_type else "",
                 content_length=framing.content_length,
                 chunked=framing.chunked,
             )
@@ -219,12 +234,17 @@ class Connection(asyncio.Protocol):
 
     def _reset_head(self) -> None:
         self._headers: list[tuple[str, str]] = []
+        self._kept_headers: dict[bytes, list[str]] = {
+            b"content-length": [],
+            b"transfer-encoding": [],
+            b"content-type": [],
+        }
         self._reason = b""
 
     def _read_framing(self, status: int) -> _Framing | str:
         """How the body is delimited, or why that is not certain."""
-        lengths = [value.strip() for name, value in self._headers if name.casefold() == "content-length"]
-        codings = [value for name, value in self._headers if name.casefold() == "transfer-encoding"]
+        lengths = [value.strip() for value in self._kept_headers[b"content-length"]]
+        codings = self._kept_headers[b"transfer-encoding"]
         if codings and lengths:
             return "it gave both a length and a transfer coding"
         if len(set(lengths)) > 1 or any(not (each.isascii() and each.isdigit()) for each in lengths):

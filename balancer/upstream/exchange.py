@@ -11,29 +11,32 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+
+import msgspec
 
 from balancer.errors import BalancerError, ConnectionLost, InstanceStalled, SlowReader, Unfinished
 from balancer.protocol.endings import Tail
-from balancer.protocol.headers import Headers, header
+from balancer.protocol.headers import Headers
+from balancer.upstream.stream_memory import COUNTED_FROM_BYTES, StreamMemory
 
 _STREAMS = frozenset({"application/x-ndjson", "text/event-stream"})
 _FIRST_PIECE_SECONDS = 0.05
-_IDLE_SECONDS = 1.0
+IDLE_SECONDS = 1.0
 """A stream's reader that took nothing for so long does not read."""
-_BURST = 4
+BURST = 4
 """So many times the bound are held of a stream at the very most."""
 _HTTP_CHUNK_HELD_BYTES = 65536
 """An HTTP chunk that came in part is held for its rest up to this size, so that boundaries stay."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResponseHead:
-    """An answer's head. `content_length` is None for a body that is chunked, or ends with the connection."""
+class ResponseHead(msgspec.Struct, frozen=True, kw_only=True):
+    """An answer's head. `content_length` is None for a body that is chunked, or ends with the connection;
+    `media_type` is in lower case and without parameters, empty where none was given."""
 
     status: int
     reason: str
     headers: Headers
+    media_type: str
     content_length: int | None
     chunked: bool
 
@@ -41,8 +44,7 @@ class ResponseHead:
     def streams(self) -> bool:
         """Whether the body is a stream of records, which alone tell its end: a request for one may
         be answered by a single object all the same (a load, an error)."""
-        content_type = header(self.headers, "content-type") or ""
-        return content_type.partition(";")[0].strip().casefold() in _STREAMS
+        return self.media_type in _STREAMS
 
 
 class Exchange:
@@ -50,11 +52,18 @@ class Exchange:
     reading or wait."""
 
     def __init__(
-        self, *, buffer_bytes: int, cancel: Callable[[], None], read: Callable[[bool], None]
+        self,
+        *,
+        buffer_bytes: int,
+        cancel: Callable[[], None],
+        read: Callable[[bool], None],
+        memory: StreamMemory,
     ) -> None:
         self._buffer_bytes = buffer_bytes
         self._cancel = cancel
         self._read = read
+        self._memory = memory
+        self._counted = False
         self.reading = True
         self._time = asyncio.get_running_loop().time
         self._taken_at = 0.0
@@ -71,6 +80,8 @@ class Exchange:
         self._on_answer: Callable[[], None] | None = None
         self._on_end: Callable[[BalancerError | None], None] | None = None
         self._on_overflow: Callable[[], None] | None = None
+        self._outlet: Callable[[bytes], None] | None = None
+        self.taken_bytes = 0
         self.tail = Tail()
         self.left = False
 
@@ -133,7 +144,7 @@ class Exchange:
     def end_when_silent(self, seconds: float) -> None:
         """Fail it once no byte has come for so long after its first, while it is being read."""
         loop = asyncio.get_running_loop()
-        if self._silence is None:
+        if self._silence is None and not self._ended:
             self._silence = loop.call_later(seconds, self._check_silence, seconds)
 
     async def next_chunk(self) -> bytes | None:
@@ -152,10 +163,34 @@ class Exchange:
             await self._more()
         chunk = self._chunks.popleft()
         self._held_bytes -= len(chunk)
+        self.taken_bytes += len(chunk)
         self._taken_at = self._time()
         if not self.reading and self._held_bytes <= self._buffer_bytes // 2:
             self._go_on_reading()
+        if self._counted:
+            self._count()
         return chunk
+
+    async def flow(self, outlet: Callable[[bytes], None]) -> None:
+        """Hand every piece to `outlet` in the very moment in which it is in, those held already first,
+        until the body's proper end. Nothing is held here then, and reading never waits.
+
+        Raises:
+            InstanceError: the body did not end properly.
+        """
+        chunks = list(self._chunks)
+        self._let_go()
+        for chunk in chunks:
+            self.taken_bytes += len(chunk)
+            outlet(chunk)
+        self._outlet = outlet
+        try:
+            while not self._ended:
+                if self._error is not None:
+                    raise self._error
+                await self._more()
+        finally:
+            self._outlet = None
 
     @property
     def status(self) -> int:
@@ -170,8 +205,7 @@ class Exchange:
     @property
     def is_page(self) -> bool:
         """Whether the answer is a web page, which no instance gives: something else sits there."""
-        told = header(self._head.headers, "content-type") if self._head is not None else None
-        return (told or "").partition(";")[0].strip().casefold() == "text/html"
+        return self._head is not None and self._head.media_type == "text/html"
 
     @property
     def overflowed(self) -> bool:
@@ -200,11 +234,21 @@ class Exchange:
 
     def cancel(self, error: BalancerError | None = None) -> None:
         """End it now, and the connection with it unless the answer is whole. Idempotent. Without an
-        error it is our side that has left, and `left` says so."""
+        error it is our side that has left: what is held goes too, and `left` says so where the answer was
+        not whole."""
         if not self._ended and self._error is None:
             self.left = error is None
             self.fail(error or ConnectionLost("cancelled"))
             self._cancel()
+        if error is None:
+            self._let_go()
+
+    def cut(self) -> None:
+        """End it, as its reader left too much untaken, and let go of what is held."""
+        self.cancel(SlowReader("the client does not read its answer"))
+        self._let_go()
+        if self._on_overflow is not None:
+            self._on_overflow()
 
     def receive_head(self, head: ResponseHead) -> None:
         """From the connection: the head is in."""
@@ -231,10 +275,16 @@ class Exchange:
         if self._error is not None:
             return
         self.tail.feed(chunk)
+        if self._outlet is not None:
+            self.taken_bytes += len(chunk)
+            self._outlet(chunk)
+            return
         self._chunks.append(chunk)
         self._held_bytes += len(chunk)
         if self._held_bytes > self._buffer_bytes:
             self._hold_back()
+        if self._held_bytes > COUNTED_FROM_BYTES and self.streams:
+            self._count()
         self._wake()
 
     def finish(self) -> None:
@@ -263,13 +313,22 @@ class Exchange:
                 self._read(False)
             return
         idle_seconds = self._time() - self._taken_at
-        if idle_seconds < _IDLE_SECONDS and self._held_bytes <= _BURST * self._buffer_bytes:
+        if idle_seconds < IDLE_SECONDS and self._held_bytes <= BURST * self._buffer_bytes:
             return
+        self.cut()
+
+    def _count(self) -> None:
+        self._counted = self._held_bytes > COUNTED_FROM_BYTES
+        if self._counted:
+            self._memory.note(self)
+        else:
+            self._memory.forget(self)
+
+    def _let_go(self) -> None:
         self._chunks.clear()
         self._held_bytes = 0
-        self.cancel(SlowReader("the client does not read its answer"))
-        if self._on_overflow is not None:
-            self._on_overflow()
+        if self._counted:
+            self._count()
 
     def _go_on_reading(self) -> None:
         if not self.reading:

@@ -7,6 +7,7 @@ import ssl
 from urllib.parse import urlsplit
 
 from balancer.errors import BalancerError, ConnectFailed, NoFiles
+from balancer.overdue import Overdue
 from balancer.upstream.connection import Connection
 
 
@@ -22,7 +23,7 @@ class Pool:
         self.connect_seconds = connect_seconds
         self.idle_seconds = idle_seconds
         self._idle: list[Connection] = []
-        self._timers: dict[Connection, asyncio.TimerHandle] = {}
+        self._unused: Overdue[Connection] = Overdue(idle_seconds, self._expire)
         self._open: set[Connection] = set()
         self._connecting = 0
         self.connects = 0
@@ -47,7 +48,7 @@ class Pool:
         closed it without our knowing yet."""
         while self._idle:
             connection = self._idle.pop()
-            self._timers.pop(connection).cancel()
+            self._unused.end(connection)
             if not connection.closed:
                 return connection
         return None
@@ -97,13 +98,17 @@ class Pool:
             connection.close()
 
     def _keep(self, connection: Connection) -> None:
+        if self.idle_seconds <= 0:
+            connection.close()
+            return
         self._idle.append(connection)
-        loop = asyncio.get_running_loop()
-        self._timers[connection] = loop.call_later(self.idle_seconds, connection.close)
+        self._unused.begin(connection)
+
+    def _expire(self, connection: Connection) -> None:
+        self._idle.remove(connection)
+        connection.close()
 
     def _forget(self, connection: Connection) -> None:
         self._open.discard(connection)
-        timer = self._timers.pop(connection, None)
-        if timer is not None:
-            timer.cancel()
+        if self._unused.end(connection):
             self._idle.remove(connection)

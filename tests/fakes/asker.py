@@ -9,6 +9,7 @@ from balancer.errors import BalancerError
 from balancer.upstream.client import UpstreamClient, UpstreamRequest
 from balancer.upstream.exchange import Exchange, ResponseHead
 from balancer.upstream.pool import Pool
+from balancer.upstream.stream_memory import StreamMemory
 from tests.fakes.scripted_instance import ScriptedInstance, Send, whole
 
 ASK = UpstreamRequest(method="POST", target="/api/chat", headers=(), body=b"{}")
@@ -62,7 +63,9 @@ class Asker:
 @contextlib.asynccontextmanager
 async def asking(*, idle_seconds: float = 60, buffer_bytes: int = 1 << 24) -> AsyncIterator[Asker]:
     """A client and its instance; no connection may be left when the client is closed."""
-    client = UpstreamClient(connect_seconds=20, idle_seconds=idle_seconds, buffer_bytes=buffer_bytes)
+    client = UpstreamClient(
+        connect_seconds=20, idle_seconds=idle_seconds, buffer_bytes=buffer_bytes, memory=StreamMemory(1 << 30)
+    )
     async with ScriptedInstance().running() as instance:
         try:
             yield Asker(instance, client)

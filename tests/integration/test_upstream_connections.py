@@ -8,6 +8,7 @@ import pytest
 from balancer.errors import BalancerError, ClientLeft, ConnectFailed, ConnectionLost, InstanceDown
 from balancer.upstream.client import UpstreamRequest
 from balancer.upstream.connection import Connection
+from balancer.upstream.stream_memory import StreamMemory
 from tests.fakes.asker import Asker, asking
 from tests.fakes.running_balancer import until
 from tests.fakes.scripted_instance import (
@@ -153,7 +154,7 @@ async def test_connection_lost_before_its_first_use_is_told() -> None:
         asker.instance.reset_all()
         await until(lambda: connection.closed)
 
-        exchange = connection.begin(head_only=False, buffer_bytes=1 << 20)
+        exchange = connection.begin(head_only=False, buffer_bytes=1 << 20, memory=StreamMemory(1 << 20))
 
         with pytest.raises(ConnectionLost):
             async with asyncio.timeout(5):

@@ -150,8 +150,8 @@ BROKEN: list[tuple[str, str | bytes, str, str, str]] = [
     ("a.yaml", "cors_origins: ['*']", "cors_origins[0]", "is not an origin", "scheme://host"),
     (
         "a.yaml",
-        "limits: {body_bytes: 2 GiB}",
-        "limits.body_bytes",
+        "limits: {body_bytes: 2 GiB, body_memory_bytes: 1 GiB}",
+        "limits.body_memory_bytes",
         "1 GiB, below limits.body_bytes, 2 GiB",
         "at",
     ),
