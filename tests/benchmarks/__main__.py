@@ -1,0 +1,74 @@
+"""`python -m tests.benchmarks`: measure the balancer beside other proxies and print what came of it."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from tests.benchmarks.measures import FULL, MEASURES, QUICK, TINY
+from tests.benchmarks.proxies import PROXIES
+from tests.benchmarks.report import goals, markdown, plain
+from tests.benchmarks.rounds import Plan, run
+
+_SCALES = {"full": FULL, "quick": QUICK, "tiny": TINY}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns 1 where an answer was not whole or a proxy did not run, and with --gate where a figure is
+    beyond its goal."""
+    chosen = _parser().parse_args(arguments)
+    plan = Plan(
+        proxies=[PROXIES[each] for each in chosen.proxies],
+        measures=[each for name, each in MEASURES.items() if name in chosen.measures],
+        rounds=chosen.rounds,
+        scale=_SCALES[chosen.scale],
+        seed=chosen.seed,
+    )
+    # As Ctrl-C does, so that everything is ended on the way out.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        results = run(plan, lambda line: print(line, flush=True))
+    except KeyboardInterrupt:
+        print("interrupted: everything is ended, nothing is written", file=sys.stderr)
+        return 130
+    if results.errors:
+        print(f"failed, {len(results.errors)} errors, of which the first:", file=sys.stderr)
+        print("\n".join(f"  {each}" for each in results.errors[:8]), file=sys.stderr)
+        return 1
+    print(plain(plan, results))
+    if chosen.markdown:
+        chosen.markdown.write_text(markdown(plan, results))
+    missed = [each for each in goals(plan, results) if not each.met]
+    return 1 if chosen.gate and missed else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=main.__doc__)
+    parser.add_argument("--proxies", type=_names(PROXIES), default=list(PROXIES), help=", ".join(PROXIES))
+    parser.add_argument("--measures", type=_names(MEASURES), default=list(MEASURES), help=", ".join(MEASURES))
+    parser.add_argument("--rounds", type=int, default=5, help="so many turns of each proxy (5)")
+    parser.add_argument("--scale", choices=_SCALES, default="full", help="how much is done in a turn")
+    parser.add_argument(
+        "--quick", action="store_const", dest="scale", const="quick", help="the same as --scale quick"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="of the orders")
+    parser.add_argument("--gate", action="store_true", help="exit with 1 where a figure is beyond its goal")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there")
+    return parser
+
+
+def _names(known: Mapping[str, object]) -> Callable[[str], list[str]]:
+    def read(text: str) -> list[str]:
+        names = text.split(",")
+        if unknown := [each for each in names if each not in known]:
+            raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}; known: {', '.join(known)}")
+        return names
+
+    return read
+
+
+if __name__ == "__main__":
+    sys.exit(main())

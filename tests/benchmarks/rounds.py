@@ -1,0 +1,167 @@
+"""The run: rounds in which every proxy has its turn, in another order each; what came of them.
+
+Whatever is started here is ended here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+
+import uvloop
+
+from tests.benchmarks.bounds import Bound, bounded
+from tests.benchmarks.loads import Load, fresh_markers
+from tests.benchmarks.measures import BOUND_BYTES, Found, Measure, Scale, Scene
+from tests.benchmarks.processes import Cores, Failed, Meter, own_core
+from tests.benchmarks.proxies import Place, Proxy, start_instance, until_ready
+
+_QUIET_SHARE = 0.15
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is to be done. `seed` decides the orders."""
+
+    proxies: Sequence[Proxy]
+    measures: Sequence[Measure]
+    rounds: int
+    scale: Scale
+    seed: int
+
+
+@dataclass(slots=True)
+class Results:
+    """What came of a run: for each measure and proxy one finding a round."""
+
+    cores: Cores
+    found: dict[tuple[str, str], list[Found]] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    errors: list[str] = field(default_factory=list)
+    rounds: int = 0
+
+    def series(self, measure: str, proxy: str, figure: str) -> list[float]:
+        """A figure of every round; empty where it was not measured."""
+        return [
+            each.figures[figure] for each in self.found.get((measure, proxy), []) if figure in each.figures
+        ]
+
+
+def run(plan: Plan, tell: Callable[[str], None]) -> Results:
+    """All rounds. A failed turn is an error of the results and ends the run: a table would lie."""
+    chance = random.Random(plan.seed)
+    markers = fresh_markers()
+    with own_core() as cores:
+        results = Results(cores)
+        present = _present(plan, results)
+        for number in range(plan.rounds):
+            order = list(present)
+            chance.shuffle(order)
+            tell(f"round {number + 1} of {plan.rounds}: {', '.join(each.name for each in order)}")
+            # All of a turn's processes are its own: nothing idles beside the one that is measured.
+            for fresh, grouped in groupby(plan.measures, key=lambda each: each.name if each.fresh else ""):
+                measures = list(grouped)
+                for proxy in order:
+                    wanted = [each for each in measures if _applies(each, proxy)]
+                    if wanted:
+                        _turn(_Turn(proxy, wanted, plan.scale, cores, markers, bool(fresh)), results, tell)
+                    if results.errors:
+                        return results
+            results.rounds += 1
+    return results
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    proxy: Proxy
+    measures: Sequence[Measure]
+    scale: Scale
+    cores: Cores
+    markers: Iterator[int]
+    fresh: bool
+
+
+def _present(plan: Plan, results: Results) -> list[Proxy]:
+    present = []
+    for proxy in plan.proxies:
+        if (reason := proxy.missing()) is None:
+            present.append(proxy)
+        else:
+            results.skipped[proxy.name] = reason
+    return present
+
+
+def _applies(measure: Measure, proxy: Proxy) -> bool:
+    return (measure.proxies is None or proxy.name in measure.proxies) and (
+        proxy.measures is None or measure.name in proxy.measures
+    )
+
+
+def _turn(turn: _Turn, results: Results, tell: Callable[[str], None]) -> None:
+    """One proxy, started, measured and ended."""
+    try:
+        with contextlib.ExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+            bound: Bound | str | None = None
+            if any(each.bounded for each in turn.measures):
+                bound = stack.enter_context(bounded(BOUND_BYTES))
+            for measure, found in uvloop.run(_measured(turn, folder, bound, stack)):
+                results.found.setdefault((measure.name, turn.proxy.name), []).append(found)
+                results.errors += [f"{measure.name} of {turn.proxy.name}: {each}" for each in found.errors]
+                tell(f"  {turn.proxy.name:9} {measure.name:8} {_line(found)}")
+    except (Failed, OSError) as error:
+        results.errors.append(f"{turn.proxy.name}: {error}")
+
+
+async def _measured(
+    turn: _Turn, folder: Path, bound: Bound | str | None, stack: contextlib.ExitStack
+) -> list[tuple[Measure, Found]]:
+    ports = max(each.ports(turn.scale) for each in turn.measures)
+    instance, instance_ports = start_instance(ports, cores=turn.cores, folder=folder)
+    stack.callback(instance.end)
+    started = turn.proxy.start(
+        Place(
+            core=turn.cores.proxy,
+            folder=folder,
+            instance_ports=instance_ports,
+            requests_at_once=max(each.at_once(turn.scale) for each in turn.measures),
+            wrapper=bound.wrapper if isinstance(bound, Bound) else (),
+        )
+    )
+    stack.callback(started.child.end)
+    await until_ready(turn.proxy, started)
+    meter = Meter(started.child, [instance], turn.cores)
+    scene = Scene(
+        proxy=turn.proxy,
+        started=started,
+        instance_port=instance_ports[0],
+        load=Load(port=started.port, meter=meter, markers=turn.markers),
+        markers=turn.markers,
+        scale=turn.scale,
+        bound=bound,
+    )
+    return [(measure, await _quietest(measure, scene)) for measure in turn.measures]
+
+
+async def _quietest(measure: Measure, scene: Scene) -> Found:
+    """What was found while the rest of the machine did least; chosen by that alone, never by the result."""
+    least: Found | None = None
+    for _ in range(scene.scale.tries):
+        found = await measure.run(scene)
+        if least is None or found.disturbed < least.disturbed:
+            least = found
+        if found.errors:
+            return found
+        if found.disturbed <= _QUIET_SHARE:
+            break
+    assert least is not None
+    return least
+
+
+def _line(found: Found) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in found.figures.items())

@@ -1,0 +1,185 @@
+"""The benchmark itself, for a moment: what it counts, what it finds out, what it writes. Never a speed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from tests.benchmarks.clients import StreamClient, Tally, UnaryClient
+from tests.benchmarks.measures import MEASURES, TINY, percentile
+from tests.benchmarks.proxies import PROXIES
+from tests.benchmarks.report import goals, markdown
+from tests.benchmarks.rounds import Plan, run
+from tests.benchmarks.wire import FORMS, TEXT, Path, Question, padded, read_question
+
+# LiteLLM is not installed for a test.
+_NAMES = ("relay", "nginx", "haproxy", "balancer")
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return Plan(
+        proxies=[PROXIES[each] for each in _NAMES],
+        measures=list(MEASURES.values()),
+        rounds=1,
+        scale=TINY,
+        seed=3,
+    )
+
+
+def test_every_proxy_that_is_there_has_every_row_and_every_answer_is_whole(plan: Plan) -> None:
+    before = os.sched_getaffinity(0)
+
+    results = run(plan, lambda _: None)
+
+    assert results.errors == []
+    assert os.sched_getaffinity(0) == before
+    present = [each for each in _NAMES if each not in results.skipped]
+    assert {"relay", "balancer"} <= set(present)
+    for name in present:
+        (memory,) = results.series("memory", name, "streams_ended")
+        assert memory == TINY.idle
+        (reads,) = results.series("streams", name, "reads_per_chunk")
+        assert reads > 0.5
+    (answered,) = results.series("bounded", "balancer", "answered")
+    assert answered == TINY.bodies
+    page = markdown(plan, results)
+    tables = page.split("\n## ")
+    assert len(tables) == len(MEASURES) + 3
+    for name, measure in MEASURES.items():
+        (table,) = [each for each in tables if each.startswith(f"{name}: ")]
+        rows = [line.split(" | ")[0].strip("| ") for line in table.splitlines() if line.startswith("|")][2:]
+        assert rows == [each for each in present if measure.proxies is None or each in measure.proxies]
+    alone = [each for each in goals(plan, results) if not each.goal.other]
+    assert len(alone) == 4
+
+
+@pytest.mark.parametrize("path", list(Path))
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_instance_reads_what_a_client_asks(path: Path, stream: bool) -> None:
+    question = Question(path=path, stream=stream, chunks=7, chunk_bytes=50, every_ms=20)
+
+    asked = read_question(question.body(12, padding=b"x" * 100))
+
+    assert asked is not None
+    assert (asked.marker, asked.chunks, asked.chunk_bytes) == (12, 7, 50)
+    assert (asked.every_ms, asked.stream) == (20, stream)
+
+
+def test_a_whole_stream_is_counted() -> None:
+    tally = _streamed([0, 1, 2])
+
+    assert tally.errors == []
+    assert (tally.answers, tally.chunks, tally.reads) == (1, 3, 4)
+    assert all(each >= 0 for each in tally.delay_ns)
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        pytest.param([0, 1], id="a chunk is missing at the end"),
+        pytest.param([0, 2], id="a chunk is left out"),
+        pytest.param([1, 0, 2], id="chunks are out of order"),
+        pytest.param([0, 1, 2, 3], id="a chunk too many"),
+    ],
+)
+def test_a_stream_that_is_not_whole_and_in_order_is_an_error(numbers: list[int]) -> None:
+    tally = _streamed(numbers)
+
+    assert len(tally.errors) == 1
+    assert tally.answers == 0
+
+
+def test_a_stream_of_another_is_an_error() -> None:
+    assert len(_streamed([0, 1, 2], marker=6).errors) == 1
+
+
+def test_a_stream_whose_connection_closes_is_an_error() -> None:
+    tally = _streamed([0, 1, 2], end=b"")
+
+    assert len(tally.errors) == 1
+    assert tally.answers == 0
+
+
+@pytest.mark.parametrize(
+    ("spoil", "errors"),
+    [
+        pytest.param(lambda answer: answer, 0, id="right"),
+        pytest.param(lambda answer: answer.replace(b"00000001", b"00000002"), 1, id="another's"),
+        pytest.param(lambda answer: answer.replace(b"200 OK", b"503 No"), 1, id="refused"),
+        pytest.param(lambda answer: answer[:-1], 1, id="cut"),
+        pytest.param(lambda answer: answer + b"x", 1, id="too long"),
+    ],
+)
+async def test_an_answer_must_be_the_right_one(spoil: Callable[[bytes], bytes], errors: int) -> None:
+    tally, asked = Tally(), asyncio.Event()
+
+    class Told:
+        def answered(self, client: UnaryClient) -> None:
+            asked.set()
+
+    body = FORMS[Path.GENERATE].whole(1, Question().chunk_bytes)
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    async with _answering(spoil(answer)) as port:
+        loop = asyncio.get_running_loop()
+        _, client = await loop.create_connection(
+            lambda: UnaryClient(Question(), tally, Told()), "127.0.0.1", port
+        )
+        client.ask(1)
+        async with asyncio.timeout(5):
+            await asked.wait()
+        client.transport.abort()
+
+    assert len(tally.errors) == errors
+    assert tally.answers == 1 - errors
+
+
+def test_a_percentile_is_a_value_that_was_seen() -> None:
+    assert percentile(range(1, 101), 99) == 99
+    assert percentile([5], 50) == 5
+    assert percentile([], 50) == 0
+
+
+def _streamed(numbers: list[int], *, marker: int = 5, end: bytes = b"0\r\n\r\n") -> Tally:
+    """What a client of marker 5 that asked for three chunks makes of a stream."""
+    question, form, tally = Question(stream=True, chunks=3), FORMS[Path.GENERATE], Tally()
+    client = StreamClient(question, 5, tally, on_begun=lambda: None, on_end=lambda: None)
+    client.connection_made(_Silent())
+    client.data_received(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    for number in numbers:
+        text = padded(TEXT % (marker, number, time.monotonic_ns()), question.chunk_bytes)
+        client.data_received(_chunk(form.before + text + form.after))
+    client.data_received(_chunk(form.end) + end)
+    client.connection_lost(None)
+    return tally
+
+
+def _chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+class _Silent(asyncio.Transport):
+    """A transport that sends nothing."""
+
+    def write(self, data: bytes | bytearray | memoryview) -> None: ...
+    def abort(self) -> None: ...
+    def close(self) -> None: ...
+
+
+@asynccontextmanager
+async def _answering(answer: bytes) -> AsyncIterator[int]:
+    """A server that says this to whatever it reads, and closes."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(answer)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
