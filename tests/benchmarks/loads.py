@@ -20,6 +20,8 @@ from tests.benchmarks.processes import Meter, Usage
 from tests.benchmarks.wire import Question
 
 _CONNECT_SECONDS = 10.0
+_OPENING_SECONDS = 0.002
+"""A stream's beginning, in the slowest proxy that is given streams."""
 _Client = TypeVar("_Client", bound=asyncio.Protocol)
 _DIALS = 32
 """So many connections are opened at once, so that no listener's backlog decides anything."""
@@ -54,12 +56,15 @@ class Load:
         """Each connection asks, pauses and asks again: the proxy is never full of this alone."""
         return await self._unary(question, connections, every_seconds, every_seconds * 2, seconds)
 
-    async def streams(self, question: Question, count: int, *, seconds: float) -> Window:
-        """Paced streams; the window begins when all have begun. They are long enough not to end in it."""
+    async def streams(
+        self, question: Question, count: int, *, seconds: float, spare_seconds: float
+    ) -> Window:
+        """Paced streams; the window begins when all have begun. They are longer than it by what their
+        opening takes, and by `spare_seconds`."""
         rate = 1000 / question.every_ms
         tally = Tally()
-        opening_seconds = count * 0.002 + 1.0
-        question = replace(question, chunks=int((opening_seconds + seconds + 2.0) * rate))
+        opening_seconds = count * _OPENING_SECONDS
+        question = replace(question, chunks=int((opening_seconds + seconds + spare_seconds) * rate))
         async with self._opened(question, count, tally) as streams:
             await streams.begun(self.patience_seconds)
             tally.restart()

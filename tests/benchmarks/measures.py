@@ -36,6 +36,7 @@ class Scale:
     streams: int = 1000
     every_ms: int = 50
     stream_seconds: float = 5.0
+    spare_seconds: float = 3.0
     idle: int = 5000
     settle_seconds: float = 1.0
     crowd: int = 200
@@ -56,6 +57,7 @@ TINY = Scale(
     seconds=0.2,
     streams=10,
     stream_seconds=0.3,
+    spare_seconds=0.4,
     idle=20,
     settle_seconds=0.1,
     crowd=3,
@@ -156,7 +158,9 @@ async def _one(scene: Scene) -> Found:
 async def _streams(scene: Scene) -> Found:
     scale = scene.scale
     question = Question(path=scene.proxy.path, stream=True, chunk_bytes=40, every_ms=scale.every_ms)
-    window = await scene.load.streams(question, scale.streams, seconds=scale.stream_seconds)
+    window = await scene.load.streams(
+        question, scale.streams, seconds=scale.stream_seconds, spare_seconds=scale.spare_seconds
+    )
     tally = window.tally
     figures = {
         "cpu_us": window.usage.proxy_cpu_seconds / max(1, tally.chunks) * 1e6,

@@ -82,7 +82,8 @@ async def until_ready(proxy: Proxy, started: Started) -> None:
                 if await _asked_once(started.port, question.request(0)):
                     return
         await asyncio.sleep(_LOOK_SECONDS)
-    raise Failed(f"{proxy.name} was not ready in {proxy.ready_seconds:g} s: {started.child.said()[-800:]}")
+    what = f"was not ready in {proxy.ready_seconds:g} s" if started.child.alive else "ended at its start"
+    raise Failed(f"{proxy.name} {what}: {started.child.said()[-800:]}")
 
 
 async def _asked_once(port: int, request: bytes) -> bool:
@@ -201,6 +202,7 @@ def _litellm(place: Place) -> Started:
     config.write_text(json.dumps({"model_list": models, "litellm_settings": {"telemetry": False}}))
     command = [str(_litellm_home() / "bin" / "litellm"), "--config", str(config)]
     environment = {**clean_environment(), "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
+    environment |= {"LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true"}  # the others have none
     environment.pop("PYTHONPATH")
     return Started(
         place.start("litellm", [*command, "--host", "127.0.0.1", "--port", str(port)], environment), port
