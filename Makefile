@@ -1,6 +1,6 @@
 # The two words that matter: `make run` (a demo) and `make test` (every check).
 # Variables: PYTHON, VENV, ARGS (for `run`: options of `balancer demo`; for `test`: of pytest;
-# for `faults`: of `python -m tests.faults`).
+# for `faults`: of `python -m tests.faults`; for `bench`: of `python -m tests.benchmarks`).
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -21,7 +21,7 @@ DEVELOP := $(VENV)/.develop
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run install test check npm faults lock clean
+.PHONY: help run install test check npm faults bench lock clean
 
 help:
 	@echo 'make run      set up and start the demo: three simulated instances, one address'
@@ -29,6 +29,7 @@ help:
 	@echo 'make test     set up and run every check: make check, then the tests'
 	@echo 'make check    lint, format, types and import rules'
 	@echo 'make faults   half an hour of faults under load, written to docs/faults.md'
+	@echo 'make bench    half an hour of measuring beside other proxies, written to docs/benchmarks.md'
 	@echo 'make lock     write the lock files anew (UPGRADE=--upgrade for newer versions)'
 	@echo 'make clean    remove the environment and all caches'
 
@@ -65,6 +66,10 @@ npm:
 # ARGS such as `--rows 3,31` or `--parallel 2`.
 faults: $(DEVELOP)
 	@$(BIN)/python -m tests.faults --markdown docs/faults.md $(ARGS)
+
+# ARGS such as `--quick --rounds 3`, `--proxies relay,balancer` or `--measures unary`.
+bench: $(DEVELOP)
+	@$(BIN)/python -m tests.benchmarks --markdown docs/benchmarks.md $(ARGS)
 
 lock: $(CREATED)
 	@tools=$$(mktemp -d) && trap 'rm -rf "$$tools"' EXIT && \

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rounds=chosen.rounds,
         scale=_SCALES[chosen.scale],
         seed=chosen.seed,
+        settings=chosen.settings,
     )
     # As Ctrl-C does, so that everything is ended on the way out.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -53,6 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--scale", choices=_SCALES, default="full", help="how much is done in a turn")
     parser.add_argument(
         "--quick", action="store_const", dest="scale", const="quick", help="the same as --scale quick"
+    )
+    parser.add_argument(
+        "--settings", type=json.loads, default={}, metavar="JSON", help="of the balancer, beside its defaults"
     )
     parser.add_argument("--seed", type=int, default=1, help="of the orders")
     parser.add_argument("--gate", action="store_true", help="exit with 1 where a figure is beyond its goal")

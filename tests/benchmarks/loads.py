@@ -51,10 +51,16 @@ class Load:
         return await self._unary(question, connections, 0.0, warm_seconds, seconds)
 
     async def paced(
-        self, question: Question, connections: int, every_seconds: float, *, seconds: float
+        self,
+        question: Question,
+        connections: int,
+        *,
+        pause_seconds: float,
+        warm_seconds: float,
+        seconds: float,
     ) -> Window:
         """Each connection asks, pauses and asks again: the proxy is never full of this alone."""
-        return await self._unary(question, connections, every_seconds, every_seconds * 2, seconds)
+        return await self._unary(question, connections, pause_seconds, warm_seconds, seconds)
 
     async def streams(
         self, question: Question, count: int, *, seconds: float, spare_seconds: float

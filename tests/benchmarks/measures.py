@@ -31,7 +31,7 @@ class Scale:
 
     connections: int = 64
     few: int = 8
-    warm_seconds: float = 0.5
+    warm_seconds: float = 1.0
     seconds: float = 3.0
     streams: int = 1000
     every_ms: int = 50
@@ -196,7 +196,11 @@ async def _crowd(scene: Scene) -> Found:
 
     async def paced() -> Window:
         return await scene.load.paced(
-            question, _CROWD_CLIENTS, _CROWD_EVERY_SECONDS, seconds=scale.crowd_seconds
+            question,
+            _CROWD_CLIENTS,
+            pause_seconds=_CROWD_EVERY_SECONDS,
+            warm_seconds=scale.warm_seconds,
+            seconds=scale.crowd_seconds,
         )
 
     alone = await paced()

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 
 from tests.benchmarks.processes import Child, Cores, Failed, clean_environment
@@ -41,6 +41,8 @@ class Place:
     requests_at_once: int
     wrapper: Sequence[str] = ()
     """A command that becomes the proxy's."""
+    settings: Mapping[str, object] = field(default_factory=dict)
+    """Of the balancer, beside what it needs."""
 
     def start(self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None) -> Child:
         """Start a proxy here."""
@@ -176,6 +178,7 @@ def _balancer(place: Place) -> Started:
             {"url": f"http://127.0.0.1:{each}", "name": f"instance-{each}", "slots": min(enough, _MOST_SLOTS)}
             for each in place.instance_ports
         ],
+        **place.settings,
     }
     config = place.folder / "balancer.yaml"
     config.write_text(json.dumps(settings))  # JSON is YAML

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import platform
@@ -253,6 +254,8 @@ def _notes(plan: Plan, results: Results) -> list[str]:
         f"{platform.system()} {platform.release()}, Python {platform.python_version()}, "
         f"{os.cpu_count()} cores; {versions}"
     ]
+    if plan.settings:
+        notes.append(f"the balancer was set otherwise: {json.dumps(plan.settings)}")
     if not results.cores.apart:
         notes.append("only one core: proxies and load took it from each other, so no figure is worth much")
     for measure in plan.measures:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import random
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -33,6 +33,8 @@ class Plan:
     rounds: int
     scale: Scale
     seed: int
+    settings: Mapping[str, object] = field(default_factory=dict)
+    """Of the balancer, beside its defaults."""
 
 
 @dataclass(slots=True)
@@ -64,12 +66,12 @@ def run(plan: Plan, tell: Callable[[str], None]) -> Results:
             chance.shuffle(order)
             tell(f"round {number + 1} of {plan.rounds}: {', '.join(each.name for each in order)}")
             # All of a turn's processes are its own: nothing idles beside the one that is measured.
-            for fresh, grouped in groupby(plan.measures, key=lambda each: each.name if each.fresh else ""):
+            for _, grouped in groupby(plan.measures, key=lambda each: each.name if each.fresh else ""):
                 measures = list(grouped)
                 for proxy in order:
                     wanted = [each for each in measures if _applies(each, proxy)]
                     if wanted:
-                        _turn(_Turn(proxy, wanted, plan.scale, cores, markers, bool(fresh)), results, tell)
+                        _turn(_Turn(proxy, wanted, plan, cores, markers), results, tell)
                     if results.errors:
                         return results
             results.rounds += 1
@@ -80,10 +82,9 @@ def run(plan: Plan, tell: Callable[[str], None]) -> Results:
 class _Turn:
     proxy: Proxy
     measures: Sequence[Measure]
-    scale: Scale
+    plan: Plan
     cores: Cores
     markers: Iterator[int]
-    fresh: bool
 
 
 def _present(plan: Plan, results: Results) -> list[Proxy]:
@@ -121,7 +122,7 @@ def _turn(turn: _Turn, results: Results, tell: Callable[[str], None]) -> None:
 async def _measured(
     turn: _Turn, folder: Path, bound: Bound | str | None, stack: contextlib.ExitStack
 ) -> list[tuple[Measure, Found]]:
-    ports = max(each.ports(turn.scale) for each in turn.measures)
+    ports = max(each.ports(turn.plan.scale) for each in turn.measures)
     instance, instance_ports = start_instance(ports, cores=turn.cores, folder=folder)
     stack.callback(instance.end)
     started = turn.proxy.start(
@@ -129,8 +130,9 @@ async def _measured(
             core=turn.cores.proxy,
             folder=folder,
             instance_ports=instance_ports,
-            requests_at_once=max(each.at_once(turn.scale) for each in turn.measures),
+            requests_at_once=max(each.at_once(turn.plan.scale) for each in turn.measures),
             wrapper=bound.wrapper if isinstance(bound, Bound) else (),
+            settings=turn.plan.settings,
         )
     )
     stack.callback(started.child.end)
@@ -142,7 +144,7 @@ async def _measured(
         instance_port=instance_ports[0],
         load=Load(port=started.port, meter=meter, markers=turn.markers),
         markers=turn.markers,
-        scale=turn.scale,
+        scale=turn.plan.scale,
         bound=bound,
     )
     return [(measure, await _quietest(measure, scene)) for measure in turn.measures]
