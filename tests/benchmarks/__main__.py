@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(plain(plan, results))
     if chosen.markdown:
         chosen.markdown.write_text(markdown(plan, results))
-    missed = [each for each in goals(plan, results) if not each.met]
+    missed = [each for each in goals(results) if not each.met]
     return 1 if chosen.gate and missed else 0
 
 

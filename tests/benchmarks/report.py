@@ -181,7 +181,7 @@ class Reached:
         return median >= self.goal.limit if self.goal.least else median <= self.goal.limit
 
 
-def goals(plan: Plan, results: Results) -> list[Reached]:
+def goals(results: Results) -> list[Reached]:
     """The goals for which everything was measured."""
     reached = []
     for goal in GOALS:
@@ -214,7 +214,7 @@ def markdown(plan: Plan, results: Results) -> str:
 
 
 def _tables(plan: Plan, results: Results) -> Iterator[tuple[str, list[list[str]]]]:
-    reached = goals(plan, results)
+    reached = goals(results)
     if reached:
         rows = [
             [

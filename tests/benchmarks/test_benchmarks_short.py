@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
 
 from tests.benchmarks.clients import StreamClient, Tally, UnaryClient
-from tests.benchmarks.measures import MEASURES, TINY, percentile
+from tests.benchmarks.measures import MEASURES, TINY, Measure, percentile
 from tests.benchmarks.proxies import PROXIES
 from tests.benchmarks.report import goals, markdown
 from tests.benchmarks.rounds import Plan, run
@@ -21,19 +21,9 @@ from tests.benchmarks.wire import FORMS, TEXT, Path, Question, padded, read_ques
 _NAMES = ("relay", "nginx", "haproxy", "balancer")
 
 
-@pytest.fixture(scope="module")
-def plan() -> Plan:
-    return Plan(
-        proxies=[PROXIES[each] for each in _NAMES],
-        measures=list(MEASURES.values()),
-        rounds=1,
-        scale=TINY,
-        seed=3,
-    )
-
-
-def test_every_proxy_that_is_there_has_every_row_and_every_answer_is_whole(plan: Plan) -> None:
+def test_every_proxy_that_is_there_has_its_rows_and_every_answer_is_whole() -> None:
     before = os.sched_getaffinity(0)
+    plan = _plan(_NAMES, [each for each in MEASURES.values() if not each.fresh])
 
     results = run(plan, lambda _: None)
 
@@ -42,21 +32,23 @@ def test_every_proxy_that_is_there_has_every_row_and_every_answer_is_whole(plan:
     present = [each for each in _NAMES if each not in results.skipped]
     assert {"relay", "balancer"} <= set(present)
     for name in present:
-        (memory,) = results.series("memory", name, "streams_ended")
-        assert memory == TINY.idle
         (reads,) = results.series("streams", name, "reads_per_chunk")
         assert reads > 0.5
-    (answered,) = results.series("bounded", "balancer", "answered")
-    assert answered == TINY.bodies
-    page = markdown(plan, results)
-    tables = page.split("\n## ")
-    assert len(tables) == len(MEASURES) + 3
-    for name, measure in MEASURES.items():
-        (table,) = [each for each in tables if each.startswith(f"{name}: ")]
-        rows = [line.split(" | ")[0].strip("| ") for line in table.splitlines() if line.startswith("|")][2:]
-        assert rows == [each for each in present if measure.proxies is None or each in measure.proxies]
-    alone = [each for each in goals(plan, results) if not each.goal.other]
-    assert len(alone) == 4
+    for measure in plan.measures:
+        assert _rows(markdown(plan, results), measure.name) == present
+
+
+def test_idle_streams_bad_clients_and_large_bodies_leave_everything_whole() -> None:
+    plan = _plan(["balancer"], [each for each in MEASURES.values() if each.fresh])
+
+    results = run(plan, lambda _: None)
+
+    assert results.errors == []
+    assert results.series("memory", "balancer", "streams_ended") == [TINY.idle]
+    assert results.series("bounded", "balancer", "answered") == [TINY.bodies]
+    assert [each.goal.measure for each in goals(results)] == ["memory", "bounded", "crowd"]
+    for measure in plan.measures:
+        assert _rows(markdown(plan, results), measure.name) == ["balancer"]
 
 
 @pytest.mark.parametrize("path", list(Path))
@@ -143,6 +135,17 @@ def test_a_percentile_is_a_value_that_was_seen() -> None:
     assert percentile(range(1, 101), 99) == 99
     assert percentile([5], 50) == 5
     assert percentile([], 50) == 0
+
+
+def _plan(names: Sequence[str], measures: Sequence[Measure]) -> Plan:
+    return Plan(proxies=[PROXIES[each] for each in names], measures=measures, rounds=1, scale=TINY, seed=3)
+
+
+def _rows(page: str, measure: str) -> list[str]:
+    """The proxies in the table of a measure."""
+    (table,) = [each for each in page.split("\n## ") if each.startswith(f"{measure}: ")]
+    lines = [line for line in table.splitlines() if line.startswith("| ")]
+    return [line.split(" | ")[0].removeprefix("| ") for line in lines[2:]]
 
 
 def _streamed(numbers: list[int], *, marker: int = 5, end: bytes = b"0\r\n\r\n") -> Tally:
