@@ -44,6 +44,8 @@ class Scale:
     bounded_idle: int = 2000
     bodies: int = 500
     body_bytes: int = 8 * _MIB
+    calm_seconds: float = 15.0
+    """So long a measure waits at most for the rest of the machine to be quiet."""
     tries: int = 3
     """A measure that something else disturbed is taken so often at most; the quietest counts."""
 
@@ -65,6 +67,7 @@ TINY = Scale(
     bounded_idle=5,
     bodies=3,
     body_bytes=_MIB,
+    calm_seconds=0.0,
     tries=1,
 )
 

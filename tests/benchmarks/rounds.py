@@ -5,6 +5,7 @@ Whatever is started here is ended here.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import random
 import tempfile
@@ -22,6 +23,7 @@ from tests.benchmarks.processes import Cores, Failed, Meter, own_core
 from tests.benchmarks.proxies import Place, Proxy, start_instance, until_ready
 
 _QUIET_SHARE = 0.15
+_LOOK_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +156,7 @@ async def _quietest(measure: Measure, scene: Scene) -> Found:
     """What was found while the rest of the machine did least; chosen by that alone, never by the result."""
     least: Found | None = None
     for _ in range(scene.scale.tries):
+        await _calm(scene)
         found = await measure.run(scene)
         if least is None or found.disturbed < least.disturbed:
             least = found
@@ -163,6 +166,15 @@ async def _quietest(measure: Measure, scene: Scene) -> Found:
             break
     assert least is not None
     return least
+
+
+async def _calm(scene: Scene) -> None:
+    """Wait for the rest of the machine to do little, but not for long."""
+    for _ in range(int(scene.scale.calm_seconds / _LOOK_SECONDS)):
+        scene.load.meter.start()
+        await asyncio.sleep(_LOOK_SECONDS)
+        if scene.load.meter.stop().others_share <= _QUIET_SHARE:
+            return
 
 
 def _line(found: Found) -> str:
