@@ -29,8 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seed=chosen.seed,
         settings=chosen.settings,
     )
-    # As Ctrl-C does, so that everything is ended on the way out.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # As Ctrl-C does, so that everything is ended on the way out. Not by raising here: uvloop would take what
+    # is raised in a callback for that connection's error.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         results = run(plan, lambda line: print(line, flush=True))
     except KeyboardInterrupt:
