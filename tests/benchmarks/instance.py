@@ -19,8 +19,9 @@ import uvloop
 from tests.benchmarks.wire import FORMS, MODEL, TEXT, Asked, Form, Path, read_question, tail_of
 
 RELEASE = "/bench/release"
-"""POST: the streams under way go on, and end, at once."""
+"""The streams under way go on, and end, at once."""
 STATE = "/bench/state"
+"""How many connections and requests there were."""
 _BACKLOG = 4096
 _KEPT_BYTES = 4096
 """Of a body so much is looked at; the question is at its beginning."""
@@ -44,6 +45,12 @@ _ROW = {
     },
 }
 _RUNNING = {**_ROW, "expires_at": "2300-01-01T00:00:00Z", "size_vram": 2_000_000_000, "context_length": 4096}
+_LISTS = {
+    "/api/version": {"version": "0.33.0"},
+    "/api/tags": {"models": [_ROW]},
+    "/api/ps": {"models": [_RUNNING]},
+    "/v1/models": {"object": "list", "data": [{"id": MODEL, "object": "model"}]},
+}
 
 
 class Wheel:
@@ -217,22 +224,11 @@ class Instance:
 
     def tell(self, target: str) -> object | None:
         """What the paths that ask of the instance itself answer."""
-        match target:
-            case "/api/version":
-                return {"version": "0.33.0"}
-            case "/api/tags":
-                return {"models": [_ROW]}
-            case "/api/ps":
-                return {"models": [_RUNNING]}
-            case "/v1/models":
-                return {"object": "list", "data": [{"id": MODEL, "object": "model"}]}
-            case "/bench/release":
-                self.wheel.release()
-                return {}
-            case "/bench/state":
-                return {"connects": self.connects, "requests": self.requests}
-            case _:
-                return None
+        if target == RELEASE:
+            self.wheel.release()
+        if target in (RELEASE, STATE):
+            return {"connects": self.connects, "requests": self.requests}
+        return _LISTS.get(target)
 
 
 async def _serve(count: int) -> None:

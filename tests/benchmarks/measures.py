@@ -4,6 +4,7 @@ window only, and every answer that was not whole is an error."""
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import urllib.request
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 
 from tests.benchmarks.bounds import Bound
 from tests.benchmarks.crowd import crowd, large_bodies
-from tests.benchmarks.instance import RELEASE
+from tests.benchmarks.instance import RELEASE, STATE
 from tests.benchmarks.loads import Load, Window
 from tests.benchmarks.proxies import Proxy, Started
 from tests.benchmarks.wire import Question
@@ -86,9 +87,18 @@ class Scene:
 
     def release(self) -> None:
         """Let all streams of the instance end."""
-        url = f"http://127.0.0.1:{self.instance_port}{RELEASE}"
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, b"", timeout=30):
-            pass
+        self._ask_instance(RELEASE)
+
+    def connects(self) -> int:
+        """How many connections the instance has had so far."""
+        return int(self._ask_instance(STATE)["connects"])
+
+    def _ask_instance(self, path: str) -> dict[str, int]:
+        url = f"http://127.0.0.1:{self.instance_port}{path}"
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # none of the environment's
+        with opener.open(url, timeout=30) as answer:
+            told: dict[str, int] = json.load(answer)
+        return told
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +134,7 @@ class Measure:
 
 
 async def _unary(scene: Scene) -> Found:
-    scale = scene.scale
+    scale, before = scene.scale, scene.connects()
     window = await scene.load.closed_loop(
         Question(path=scene.proxy.path),
         scale.connections,
@@ -137,6 +147,7 @@ async def _unary(scene: Scene) -> Found:
         "per_second": window.tally.answers / window.usage.seconds,
         "p50_ms": percentile(window.tally.latency_ns, 50) / 1e6,
         "p99_ms": percentile(window.tally.latency_ns, 99) / 1e6,
+        "connects": scene.connects() - before - 1.0,  # the one that asks is the other
     }
     return _found(window, figures)
 

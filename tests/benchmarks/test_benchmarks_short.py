@@ -34,6 +34,9 @@ def test_every_proxy_that_is_there_has_its_rows_and_every_answer_is_whole() -> N
     for name in present:
         (reads,) = results.series("streams", name, "reads_per_chunk")
         assert reads > 0.5
+        # Connections to the instance are used again, or every figure would be that of connecting.
+        (connects,) = results.series("unary", name, "connects")
+        assert connects <= 2 * TINY.connections
     for measure in plan.measures:
         assert _rows(markdown(plan, results), measure.name) == present
 
