@@ -300,9 +300,12 @@ what is missing is left out.
 Each proxy runs on one core alone, with one process or thread that serves. The load and the instance, a server
 that answers at once and knows nothing of models, share another. {rounds} rounds, in each of them every
 proxy in another order; a cell is the median with the least and the most. Ratios and differences are
-taken within a round. CPU is user and system time of the proxy's process, the figure to trust; p99 is the one
-to trust least. Every answer was compared to the byte, and every stream was whole and in order, or there would
-be no page: LiteLLM's, which it writes anew, by their numbers.
+taken within a round. A measure waits for the machine to be quiet, and is taken again, twice at most, while
+others used more than 15 % of the cores; the quietest counts.
+
+CPU is user and system time of the proxy's process, the figure to trust; p99 is the one to trust least. Every
+answer was compared to the byte, and every stream was whole and in order, or there would be no page;
+LiteLLM's, which it writes anew, by their marks.
 
 nginx has `proxy_buffering off`, HAProxy `http-no-delay`; both keep their connections to the instance. The
 balancer declares as many slots as there are connections, so that nothing queues, and logs every
