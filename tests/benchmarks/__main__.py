@@ -7,10 +7,11 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tests.benchmarks.measures import FULL, MEASURES, QUICK, TINY
-from tests.benchmarks.proxies import PROXIES
+from tests.benchmarks.proxies import PROXIES, Proxy, balancer
 from tests.benchmarks.report import goals, markdown, plain
 from tests.benchmarks.rounds import Plan, run
 
@@ -21,11 +22,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 1 where an answer was not whole or a proxy did not run, and with --gate where a figure is
     beyond its goal."""
     chosen = _parser().parse_args(arguments)
+    scale = _SCALES[chosen.scale]
     plan = Plan(
-        proxies=[PROXIES[each] for each in chosen.proxies],
+        proxies=[*(PROXIES[each] for each in chosen.proxies), *chosen.variant],
         measures=[each for name, each in MEASURES.items() if name in chosen.measures],
         rounds=chosen.rounds,
-        scale=_SCALES[chosen.scale],
+        scale=replace(scale, calm_seconds=0.0, tries=1) if chosen.no_wait else scale,
         seed=chosen.seed,
         settings=chosen.settings,
     )
@@ -60,10 +62,32 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--settings", type=json.loads, default={}, metavar="JSON", help="of the balancer, beside its defaults"
     )
+    parser.add_argument(
+        "--variant",
+        type=_variant,
+        action="append",
+        default=[],
+        metavar="NAME=WHAT",
+        help="one more row `balancer, NAME`; WHAT are settings as JSON, or the folder of another checkout",
+    )
+    parser.add_argument("--no-wait", action="store_true", help="measure once, however busy the machine is")
     parser.add_argument("--seed", type=int, default=1, help="of the orders")
     parser.add_argument("--gate", action="store_true", help="exit with 1 where a figure is beyond its goal")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there")
     return parser
+
+
+def _variant(text: str) -> Proxy:
+    name, equals, what = text.partition("=")
+    if not (name and equals and what):
+        raise argparse.ArgumentTypeError(f"not NAME=WHAT: {text}")
+    name = f"balancer, {name}"
+    if not what.startswith("{"):
+        return balancer(name, settings={}, tree=Path(what).resolve())
+    try:
+        return balancer(name, settings=json.loads(what))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"not JSON: {what} ({error})") from error
 
 
 def _names(known: Mapping[str, object]) -> Callable[[str], list[str]]:

@@ -104,7 +104,7 @@ class UnaryClient(asyncio.Protocol):
 
 class StreamClient(asyncio.Protocol):
     """One connection with one paced stream. `on_begun` is told with its first chunk, `on_end` when it is
-    whole or failed."""
+    whole or failed. Of a question without a number of chunks any number is whole: compare `number`."""
 
     def __init__(
         self,
@@ -125,7 +125,8 @@ class StreamClient(asyncio.Protocol):
         self._before = form.before + (TEXT % (marker, 0, 0))[:9]
         self._after = tail_of(question.chunk_bytes) + form.after
         self._end = form.end
-        self._number = 0
+        self.number = 0
+        self._chunks = question.chunks or None
         self._rest = b""
         self._now = 0
         self._with_body = False
@@ -147,7 +148,7 @@ class StreamClient(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self._over:
-            self._fail(f"cut after {self._number} chunks of {self._question.chunks}")
+            self._fail(f"cut after {self.number} chunks of {self._chunks or 'any'}")
 
     def leave(self) -> None:
         """Close without waiting for the rest."""
@@ -171,8 +172,8 @@ class StreamClient(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self._over:
             return
-        if self._number != self._question.chunks or self._rest != self._end:
-            self._fail(f"ended after {self._number} chunks with {self._rest[:_SHOWN_BYTES]!r}")
+        if self._chunks not in (None, self.number) or self._rest != self._end:
+            self._fail(f"ended after {self.number} chunks with {self._rest[:_SHOWN_BYTES]!r}")
             return
         self._over = True
         self._tally.answers += 1
@@ -183,14 +184,14 @@ class StreamClient(asyncio.Protocol):
         """Take the chunks that are whole, each to the byte what it must be; what is left is returned."""
         place = len(self._before)
         length = place + 7 + STAMP_BYTES + len(self._after)
-        while len(data) >= length and self._number < self._question.chunks:
+        while len(data) >= length and self.number != self._chunks and not self._end.startswith(data):
             stamp = place + 7
             if not (
                 data.startswith(self._before)
-                and data.startswith(b"%06d@" % self._number, place)
+                and data.startswith(b"%06d@" % self.number, place)
                 and data.startswith(self._after, stamp + STAMP_BYTES)
             ):
-                self._fail(f"chunk {self._number} of {self._marker} is wrong: {data[:_SHOWN_BYTES]!r}")
+                self._fail(f"chunk {self.number} of {self._marker} is wrong: {data[:_SHOWN_BYTES]!r}")
                 return b""
             self._took(int(data[stamp : stamp + STAMP_BYTES]))
             data = data[length:]
@@ -201,8 +202,8 @@ class StreamClient(asyncio.Protocol):
         *events, rest = data.split(b"\n\n")
         for event in events:
             for marker, number, stamp in _TOLD.findall(event):
-                if int(marker) != self._marker or int(number) != self._number:
-                    self._fail(f"chunk {self._number} of {self._marker} is wrong: {event[:_SHOWN_BYTES]!r}")
+                if int(marker) != self._marker or int(number) != self.number:
+                    self._fail(f"chunk {self.number} of {self._marker} is wrong: {event[:_SHOWN_BYTES]!r}")
                     return b""
                 self._took(int(stamp))
             if event == b"data: [DONE]":
@@ -210,9 +211,9 @@ class StreamClient(asyncio.Protocol):
         return rest
 
     def _took(self, stamp: int) -> None:
-        if self._number == 0:
+        if self.number == 0:
             self._on_begun()
-        self._number += 1
+        self.number += 1
         self._tally.chunks += 1
         self._tally.delay_ns.append(self._now - stamp)
 

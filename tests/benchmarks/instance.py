@@ -20,6 +20,8 @@ from tests.benchmarks.wire import FORMS, MODEL, TEXT, Asked, Form, Path, read_qu
 
 RELEASE = "/bench/release"
 """The streams under way go on, and end, at once."""
+STOP = "/bench/stop"
+"""The streams that were asked for no number of chunks end, all with the same number; it is told."""
 STATE = "/bench/state"
 """How many connections and requests there were."""
 _BACKLOG = 4096
@@ -83,6 +85,14 @@ class Wheel:
             if not stream.hurry():
                 self.put(stream, stream.asked.every_ms)
 
+    def stop(self) -> int:
+        """Let those without an end stop after as many chunks as nobody has written yet."""
+        waiting = [stream for streams in self._due.values() for stream in streams if not stream.chunks]
+        chunks = 1 + max((stream.number for stream in waiting), default=0)
+        for stream in waiting:
+            stream.chunks = chunks
+        return chunks
+
     def _turn(self) -> None:
         now = time.monotonic_ns() // _TICK_NS
         while self._tick < now:
@@ -101,6 +111,8 @@ class Stream:
 
     def __init__(self, connection: Connection, form: Form, asked: Asked) -> None:
         self.asked = asked
+        self.chunks = asked.chunks
+        self.number = 0
         self.gone = False
         self.paused = False
         self._connection = connection
@@ -108,7 +120,6 @@ class Stream:
         self._after = tail_of(asked.chunk_bytes) + form.after + b"\r\n"
         length = len(form.before) + len(TEXT % (0, 0, 0)) + len(self._after) - 2
         self._before = b"%x\r\n%b" % (length, form.before)
-        self._number = 0
 
     def step(self) -> bool:
         """Write the next chunk; whether it was the last. A stream that cannot be written to waits."""
@@ -116,10 +127,10 @@ class Stream:
             return True
         if self.paused:
             return False
-        text = TEXT % (self.asked.marker, self._number, time.monotonic_ns())
+        text = TEXT % (self.asked.marker, self.number, time.monotonic_ns())
         chunk = b"".join((self._before, text, self._after))
-        self._number += 1
-        if self._number < self.asked.chunks:
+        self.number += 1
+        if self.number != self.chunks:
             self._connection.transport.write(chunk)
             return False
         end = self._form.end
@@ -128,8 +139,8 @@ class Stream:
         return True
 
     def hurry(self) -> bool:
-        """Write all the rest now; whether that was possible."""
-        while not self.paused:
+        """Write all the rest now; whether that was possible. One without an end goes on at its pace."""
+        while self.chunks and not self.paused:
             if self.step():
                 return True
         return False
@@ -228,6 +239,8 @@ class Instance:
             self.wheel.release()
         if target in (RELEASE, STATE):
             return {"connects": self.connects, "requests": self.requests}
+        if target == STOP:
+            return {"chunks": self.wheel.stop()}
         return _LISTS.get(target)
 
 

@@ -20,8 +20,6 @@ from tests.benchmarks.processes import Meter, Usage
 from tests.benchmarks.wire import Question
 
 _CONNECT_SECONDS = 10.0
-_OPENING_SECONDS = 0.002
-"""A stream's beginning, in the slowest proxy that is given streams."""
 _Client = TypeVar("_Client", bound=asyncio.Protocol)
 _DIALS = 32
 """So many connections are opened at once, so that no listener's backlog decides anything."""
@@ -63,24 +61,26 @@ class Load:
         return await self._unary(question, connections, pause_seconds, warm_seconds, seconds)
 
     async def streams(
-        self, question: Question, count: int, *, seconds: float, spare_seconds: float
+        self, question: Question, count: int, *, warm_seconds: float, seconds: float, stop: Callable[[], int]
     ) -> Window:
-        """Paced streams; the window begins when all have begun. They are longer than it by what their
-        opening takes, and by `spare_seconds`."""
-        rate = 1000 / question.every_ms
+        """Paced streams without an end; the window begins some time after all have begun. Then `stop` ends
+        them and tells how many chunks each must have had."""
         tally = Tally()
-        opening_seconds = count * _OPENING_SECONDS
-        question = replace(question, chunks=int((opening_seconds + seconds + spare_seconds) * rate))
-        async with self._opened(question, count, tally) as streams:
+        async with self._opened(replace(question, chunks=0), count, tally) as streams:
             await streams.begun(self.patience_seconds)
+            await asyncio.sleep(warm_seconds)
             tally.restart()
             self.meter.start()
             await asyncio.sleep(seconds)
             window = Window(copy.copy(tally), self.meter.stop())
-            if window.tally.answers:
-                tally.errors.append(f"{window.tally.answers} streams ended before the window did")
             tally.restart()
+            chunks = stop()
             await streams.ended(self.patience_seconds)
+            others = [each.number for each in streams.clients if each.number != chunks]
+            if others and not tally.errors:
+                tally.errors.append(
+                    f"{len(others)} streams ended with {others[0]} chunks or so, not {chunks}"
+                )
         return window
 
     async def idle(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from tests.benchmarks.bounds import Bound
 from tests.benchmarks.crowd import crowd, large_bodies
-from tests.benchmarks.instance import RELEASE, STATE
+from tests.benchmarks.instance import RELEASE, STATE, STOP
 from tests.benchmarks.loads import Load, Window
 from tests.benchmarks.proxies import Proxy, Started
 from tests.benchmarks.wire import Question
@@ -37,7 +37,6 @@ class Scale:
     streams: int = 1000
     every_ms: int = 50
     stream_seconds: float = 4.0
-    spare_seconds: float = 3.0
     idle: int = 5000
     settle_seconds: float = 1.0
     crowd: int = 200
@@ -60,7 +59,6 @@ TINY = Scale(
     seconds=0.2,
     streams=10,
     stream_seconds=0.3,
-    spare_seconds=1.0,
     idle=20,
     settle_seconds=0.1,
     crowd=3,
@@ -89,9 +87,13 @@ class Scene:
         """Let all streams of the instance end."""
         self._ask_instance(RELEASE)
 
+    def stop(self) -> int:
+        """Let the streams without an end stop; the number of chunks that each will have had."""
+        return self._ask_instance(STOP)["chunks"]
+
     def connects(self) -> int:
         """How many connections the instance has had so far."""
-        return int(self._ask_instance(STATE)["connects"])
+        return self._ask_instance(STATE)["connects"]
 
     def _ask_instance(self, path: str) -> dict[str, int]:
         url = f"http://127.0.0.1:{self.instance_port}{path}"
@@ -125,8 +127,8 @@ class Measure:
     at_once: Callable[[Scale], int]
     fresh: bool = False
     bounded: bool = False
-    proxies: frozenset[str] | None = None
-    """Of the proxies only these; None: every one."""
+    own_only: bool = False
+    """Of the balancer only."""
 
     def ports(self, scale: Scale) -> int:
         """So many addresses the instance needs: each may be declared with a bounded number of slots."""
@@ -173,7 +175,11 @@ async def _streams(scene: Scene) -> Found:
     scale = scene.scale
     question = Question(path=scene.proxy.path, stream=True, chunk_bytes=40, every_ms=scale.every_ms)
     window = await scene.load.streams(
-        question, scale.streams, seconds=scale.stream_seconds, spare_seconds=scale.spare_seconds
+        question,
+        scale.streams,
+        warm_seconds=scale.warm_seconds,
+        seconds=scale.stream_seconds,
+        stop=scene.stop,
     )
     tally = window.tally
     figures = {
@@ -321,7 +327,7 @@ MEASURES = {
             at_once=lambda scale: scale.bounded_idle + scale.bodies,
             fresh=True,
             bounded=True,
-            proxies=frozenset({"balancer"}),
+            own_only=True,
         ),
     )
 }

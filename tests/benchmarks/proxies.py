@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -18,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 
-from tests.benchmarks.processes import Child, Cores, Failed, clean_environment
+from tests.benchmarks.processes import ROOT, Child, Cores, Failed, clean_environment
 from tests.benchmarks.wire import MODEL, Path, Question
 
 LITELLM_VERSION = "1.106.2"
@@ -68,6 +69,8 @@ class Proxy:
     version: Callable[[], str]
     path: Path = Path.GENERATE
     ready_seconds: float = _READY_SECONDS
+    own: bool = False
+    """It is the balancer, in whatever guise."""
     measures: frozenset[str] | None = None
     """Of the measures only these; None: every one."""
 
@@ -168,24 +171,42 @@ backend instance
     return Started(place.start("haproxy", [haproxy, "-db", "-f", str(config)]), port)
 
 
-def _balancer(place: Place) -> Started:
-    """With the defaults for everything but addresses and slots; its log is a file of JSON."""
-    enough = -(-place.requests_at_once // len(place.instance_ports))
-    settings = {
-        "listen": "127.0.0.1:0",
-        "admin_listen": "127.0.0.1:0",
-        "instances": [
-            {"url": f"http://127.0.0.1:{each}", "name": f"instance-{each}", "slots": min(enough, _MOST_SLOTS)}
-            for each in place.instance_ports
-        ],
-        **place.settings,
-    }
-    config = place.folder / "balancer.yaml"
-    config.write_text(json.dumps(settings))  # JSON is YAML
-    command = [sys.executable, "-m", "balancer", "serve", "--config", str(config)]
-    child = place.start("balancer", command)
-    words = child.line_with("listens on").replace(",", " ").split()
-    return Started(child, int(words[words.index("on") + 1].rpartition(":")[2]))
+def balancer(name: str, *, settings: Mapping[str, object], tree: FilePath = ROOT) -> Proxy:
+    """The balancer of this checkout or another one, with these settings beside those of the place and the
+    defaults; its log is a file of JSON."""
+
+    def start(place: Place) -> Started:
+        enough = -(-place.requests_at_once // len(place.instance_ports))
+        chosen = {
+            "listen": "127.0.0.1:0",
+            "admin_listen": "127.0.0.1:0",
+            "instances": [
+                {
+                    "url": f"http://127.0.0.1:{each}",
+                    "name": f"instance-{each}",
+                    "slots": min(enough, _MOST_SLOTS),
+                }
+                for each in place.instance_ports
+            ],
+            **place.settings,
+            **settings,
+        }
+        config = place.folder / "balancer.yaml"
+        config.write_text(json.dumps(chosen))  # JSON is YAML
+        command = [sys.executable, "-m", "balancer", "serve", "--config", str(config)]
+        environment = {**clean_environment(), "PYTHONPATH": str(tree)}
+        child = place.start("balancer", command, environment)
+        words = child.line_with("listens on").replace(",", " ").split()
+        return Started(child, int(words[words.index("on") + 1].rpartition(":")[2]))
+
+    def missing() -> str | None:
+        return None if (tree / "balancer" / "__main__.py").exists() else "no checkout of the balancer there"
+
+    def version() -> str:
+        found = re.search(r'__version__ = "(.+)"', (tree / "balancer" / "__init__.py").read_text())
+        return " ".join((found[1] if found else "unknown", *([json.dumps(settings)] if settings else ())))
+
+    return Proxy(name=name, start=start, missing=missing, version=version, own=True)
 
 
 def _litellm(place: Place) -> Started:
@@ -262,12 +283,6 @@ def _told(name: str, option: str) -> Callable[[], str]:
     return ask
 
 
-def _own_version() -> str:
-    import balancer
-
-    return balancer.__version__
-
-
 def _free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -281,7 +296,7 @@ PROXIES = {
         Proxy(name="relay", start=_relay, missing=lambda: None, version=lambda: "blind copy on uvloop"),
         Proxy(name="nginx", start=_nginx, missing=_absent("nginx"), version=_told("nginx", "-v")),
         Proxy(name="haproxy", start=_haproxy, missing=_absent("haproxy"), version=_told("haproxy", "-v")),
-        Proxy(name="balancer", start=_balancer, missing=lambda: None, version=_own_version),
+        balancer("balancer", settings={}),
         Proxy(
             name="litellm",
             start=_litellm,

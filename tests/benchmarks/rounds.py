@@ -100,9 +100,7 @@ def _present(plan: Plan, results: Results) -> list[Proxy]:
 
 
 def _applies(measure: Measure, proxy: Proxy) -> bool:
-    return (measure.proxies is None or proxy.name in measure.proxies) and (
-        proxy.measures is None or measure.name in proxy.measures
-    )
+    return (proxy.own or not measure.own_only) and (proxy.measures is None or measure.name in proxy.measures)
 
 
 def _turn(turn: _Turn, results: Results, tell: Callable[[str], None]) -> None:
@@ -116,7 +114,7 @@ def _turn(turn: _Turn, results: Results, tell: Callable[[str], None]) -> None:
             for measure, found in uvloop.run(_measured(turn, folder, bound, stack)):
                 results.found.setdefault((measure.name, turn.proxy.name), []).append(found)
                 results.errors += [f"{measure.name} of {turn.proxy.name}: {each}" for each in found.errors]
-                tell(f"  {turn.proxy.name:9} {measure.name:8} {_line(found)}")
+                tell(f"  {turn.proxy.name:14} {measure.name:8} {_line(found)}")
     except (Failed, OSError) as error:
         results.errors.append(f"{turn.proxy.name}: {error}")
 
