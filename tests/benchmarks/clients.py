@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
+import sys
 import time
 from collections.abc import Callable
 from typing import Protocol, cast
@@ -19,6 +21,8 @@ from tests.benchmarks.wire import FORMS, STAMP_BYTES, TEXT, Path, Question, tail
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _TOLD = re.compile(rb"(\d{8}) (\d{6})@(\d{19})")
 _SHOWN_BYTES = 200
+_SEGMENTS_PLACE = 152
+"""Of tcpi_data_segs_in in struct tcp_info, linux/tcp.h."""
 
 
 class Tally:
@@ -32,7 +36,7 @@ class Tally:
         """Forget what was counted, for a window that begins now; never the errors."""
         self.answers = 0
         self.chunks = 0
-        self.reads = 0
+        self.segments = 0
         self.latency_ns: list[int] = []
         self.delay_ns: list[int] = []
 
@@ -129,7 +133,6 @@ class StreamClient(asyncio.Protocol):
         self._chunks = question.chunks or None
         self._rest = b""
         self._now = 0
-        self._with_body = False
         self._over = False
         self._parser = httptools.HttpResponseParser(self)
 
@@ -139,16 +142,24 @@ class StreamClient(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._now = time.monotonic_ns()
-        self._with_body = False
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
             self._fail(f"broken framing: {error!r}")
-        self._tally.reads += self._with_body
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self._over:
             self._fail(f"cut after {self.number} chunks of {self._chunks or 'any'}")
+
+    def segments(self) -> int:
+        """How many TCP segments with data have come so far, by the kernel's count: as many as the writes at
+        the other end, unless those were more at once than was read, or larger than a segment."""
+        end = socket.socket(fileno=self.transport.get_extra_info("socket").fileno())
+        try:
+            told = end.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _SEGMENTS_PLACE + 4)
+        finally:
+            end.detach()
+        return int.from_bytes(told[_SEGMENTS_PLACE:], sys.byteorder)
 
     def leave(self) -> None:
         """Close without waiting for the rest."""
@@ -165,7 +176,6 @@ class StreamClient(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         if self._over:
             return
-        self._with_body = True
         data = self._rest + body if self._rest else body
         self._rest = (self._exact_chunks if self._exact else self._told_chunks)(data)
 

@@ -70,9 +70,11 @@ class Load:
             await streams.begun(self.patience_seconds)
             await asyncio.sleep(warm_seconds)
             tally.restart()
+            before = streams.segments()
             self.meter.start()
             await asyncio.sleep(seconds)
             window = Window(copy.copy(tally), self.meter.stop())
+            window.tally.segments = streams.segments() - before
             tally.restart()
             chunks = stop()
             await streams.ended(self.patience_seconds)
@@ -210,6 +212,10 @@ class _Streams:
         if self._ended == self._count:
             self._all_begun.set()
             self._all_ended.set()
+
+    def segments(self) -> int:
+        """So many came so far, of all that are still open."""
+        return sum(each.segments() for each in self.clients if not each.transport.is_closing())
 
     async def begun(self, seconds: float) -> None:
         await self._wait(self._all_begun, seconds, "begun")

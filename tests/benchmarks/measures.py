@@ -185,10 +185,13 @@ async def _streams(scene: Scene) -> Found:
     figures = {
         "cpu_us": window.usage.proxy_cpu_seconds / max(1, tally.chunks) * 1e6,
         "per_second": tally.chunks / window.usage.seconds,
-        "reads_per_chunk": tally.reads / max(1, tally.chunks),
+        "segments_per_chunk": tally.segments / max(1, tally.chunks),
         "delay_p50_ms": percentile(tally.delay_ns, 50) / 1e6,
         "delay_p99_ms": percentile(tally.delay_ns, 99) / 1e6,
     }
+    if scene.proxy.calls_told and window.usage.proxy_reads:
+        figures["writes_per_read"] = window.usage.proxy_writes / window.usage.proxy_reads
+        figures["reads_per_chunk"] = window.usage.proxy_reads / max(1, tally.chunks)
     return _found(window, figures)
 
 

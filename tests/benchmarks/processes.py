@@ -84,6 +84,15 @@ class Child:
         ticks = sum(sum(each.ticks) for each in _tree(self.process.pid))
         return ticks / _TICKS
 
+    def calls(self) -> tuple[int, int]:
+        """How often its first process has called read(2) and write(2) with their kin; recv(2) and send(2) are
+        not among them. Both are 0 where the kernel does not tell."""
+        with contextlib.suppress(OSError):
+            text = Path(f"/proc/{self.process.pid}/io").read_text()
+            told = dict(line.split(": ") for line in text.splitlines())
+            return int(told["syscr"]), int(told["syscw"])
+        return 0, 0
+
     def private_bytes(self) -> int:
         """Memory that no other process has a part in."""
         return sum(_private_bytes(each.pid) for each in _tree(self.process.pid))
@@ -126,6 +135,8 @@ class Usage:
 
     seconds: float
     proxy_cpu_seconds: float
+    proxy_reads: float
+    proxy_writes: float
     others_share: float
 
     @property
@@ -147,14 +158,23 @@ class Meter:
     def stop(self) -> Usage:
         """What was used since `start`."""
         began, ended = self._began, self._look()
-        seconds, proxy, ours, busy = (after - before for before, after in zip(began, ended, strict=True))
+        seconds, proxy, ours, busy, reads, writes = (
+            after - before for before, after in zip(began, ended, strict=True)
+        )
         share = (busy - ours) / seconds / len({self._cores.proxy, self._cores.load})
-        return Usage(seconds=seconds, proxy_cpu_seconds=proxy, others_share=max(0.0, share))
+        return Usage(
+            seconds=seconds,
+            proxy_cpu_seconds=proxy,
+            proxy_reads=reads,
+            proxy_writes=writes,
+            others_share=max(0.0, share),
+        )
 
-    def _look(self) -> tuple[float, float, float, float]:
+    def _look(self) -> tuple[float, ...]:
         proxy = self._proxy.cpu_seconds()
         ours = proxy + sum(each.cpu_seconds() for each in self._others) + time.process_time()
-        return time.monotonic(), proxy, ours, _busy_seconds({self._cores.proxy, self._cores.load})
+        busy = _busy_seconds({self._cores.proxy, self._cores.load})
+        return time.monotonic(), proxy, ours, busy, *self._proxy.calls()
 
 
 def clean_environment() -> dict[str, str]:

@@ -69,6 +69,8 @@ class Proxy:
     version: Callable[[], str]
     path: Path = Path.GENERATE
     ready_seconds: float = _READY_SECONDS
+    calls_told: bool = False
+    """It reads and writes with the calls that the kernel counts for each process."""
     own: bool = False
     """It is the balancer, in whatever guise."""
     measures: frozenset[str] | None = None
@@ -206,7 +208,7 @@ def balancer(name: str, *, settings: Mapping[str, object], tree: FilePath = ROOT
         found = re.search(r'__version__ = "(.+)"', (tree / "balancer" / "__init__.py").read_text())
         return " ".join((found[1] if found else "unknown", *([json.dumps(settings)] if settings else ())))
 
-    return Proxy(name=name, start=start, missing=missing, version=version, own=True)
+    return Proxy(name=name, start=start, missing=missing, version=version, own=True, calls_told=True)
 
 
 def _litellm(place: Place) -> Started:
@@ -293,7 +295,13 @@ def _free_port() -> int:
 PROXIES = {
     each.name: each
     for each in (
-        Proxy(name="relay", start=_relay, missing=lambda: None, version=lambda: "blind copy on uvloop"),
+        Proxy(
+            name="relay",
+            start=_relay,
+            missing=lambda: None,
+            version=lambda: "blind copy on uvloop",
+            calls_told=True,
+        ),
         Proxy(name="nginx", start=_nginx, missing=_absent("nginx"), version=_told("nginx", "-v")),
         Proxy(name="haproxy", start=_haproxy, missing=_absent("haproxy"), version=_told("haproxy", "-v")),
         balancer("balancer", settings={}),
