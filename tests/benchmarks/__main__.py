@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from tests.benchmarks.measures import FULL, MEASURES, QUICK, TINY
 from tests.benchmarks.proxies import PROXIES, Proxy, balancer
-from tests.benchmarks.report import goals, markdown, plain
+from tests.benchmarks.report import goals, markdown, page, plain
 from tests.benchmarks.rounds import Plan, run
 
 _SCALES = {"full": FULL, "quick": QUICK, "tiny": TINY}
@@ -21,7 +22,8 @@ _SCALES = {"full": FULL, "quick": QUICK, "tiny": TINY}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 1 where an answer was not whole or a proxy did not run, and with --gate where a figure is
     beyond its goal."""
-    chosen = _parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    chosen = parser_of().parse_args(given)
     scale = _SCALES[chosen.scale]
     plan = Plan(
         proxies=[*(PROXIES[each] for each in chosen.proxies), *chosen.variant],
@@ -45,12 +47,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     print(plain(plan, results))
     if chosen.markdown:
-        chosen.markdown.write_text(markdown(plan, results))
+        text = page(chosen.markdown.read_text(), markdown(plan, results, command_of(given)))
+        chosen.markdown.write_text(text)
     missed = [each for each in goals(results) if not each.met]
     return 1 if chosen.gate and missed else 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser_of() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=main.__doc__)
     parser.add_argument("--proxies", type=_names(PROXIES), default=list(PROXIES), help=", ".join(PROXIES))
     parser.add_argument("--measures", type=_names(MEASURES), default=list(MEASURES), help=", ".join(MEASURES))
@@ -73,8 +76,29 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-wait", action="store_true", help="measure once, however busy the machine is")
     parser.add_argument("--seed", type=int, default=1, help="of the orders")
     parser.add_argument("--gate", action="store_true", help="exit with 1 where a figure is beyond its goal")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables there")
+    parser.add_argument("--markdown", type=_page, metavar="FILE", help="put the tables between its marks")
     return parser
+
+
+def _page(text: str) -> Path:
+    """A file that has the marks, looked for now rather than after half an hour."""
+    file = Path(text)
+    try:
+        page(file.read_text(), "")
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from error
+    return file
+
+
+def command_of(given: Sequence[str]) -> str:
+    """How to do the same again, without where the page and other checkouts are."""
+    told: list[str] = []
+    for before, each in zip(["", *given], given, strict=False):
+        if "--markdown" in (before, each.partition("=")[0]):
+            continue
+        name, _, what = each.partition("=")
+        told.append(f"{name}=FOLDER" if before == "--variant" and not what.startswith("{") else each)
+    return f"make bench ARGS={shlex.quote(shlex.join(told))}" if told else "make bench"
 
 
 def _variant(text: str) -> Proxy:

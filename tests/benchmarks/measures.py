@@ -8,7 +8,7 @@ import json
 import math
 import urllib.request
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tests.benchmarks.bounds import Bound
 from tests.benchmarks.crowd import crowd, large_bodies
@@ -24,6 +24,7 @@ _IDLE_MS = 45_000
 _SLOTS_PER_PORT = 1024
 _MIB = 1 << 20
 BOUND_BYTES = 512 * _MIB
+_BOUNDED_BODIES_BYTES = 64 * _MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,17 +130,19 @@ class Measure:
     bounded: bool = False
     own_only: bool = False
     """Of the balancer only."""
+    settings: Mapping[str, object] = field(default_factory=dict)
+    """Of the balancer; they win over those of the plan."""
 
     def ports(self, scale: Scale) -> int:
         """So many addresses the instance needs: each may be declared with a bounded number of slots."""
         return max(1, math.ceil(self.at_once(scale) / _SLOTS_PER_PORT))
 
 
-async def _unary(scene: Scene) -> Found:
+async def _whole(scene: Scene, connections: int) -> Found:
     scale, before = scene.scale, scene.connects()
     window = await scene.load.closed_loop(
         Question(path=scene.proxy.path),
-        scale.connections,
+        connections,
         warm_seconds=scale.warm_seconds,
         seconds=scale.seconds,
     )
@@ -152,23 +155,6 @@ async def _unary(scene: Scene) -> Found:
         "connects": scene.connects() - before - 1.0,  # the one that asks is the other
     }
     return _found(window, figures)
-
-
-async def _few(scene: Scene) -> Found:
-    scale = scene.scale
-    window = await scene.load.closed_loop(
-        Question(path=scene.proxy.path), scale.few, warm_seconds=scale.warm_seconds, seconds=scale.seconds
-    )
-    return _found(window, {"per_second": window.tally.answers / window.usage.seconds})
-
-
-async def _one(scene: Scene) -> Found:
-    scale = scene.scale
-    window = await scene.load.closed_loop(
-        Question(path=scene.proxy.path), 1, warm_seconds=scale.warm_seconds, seconds=scale.seconds
-    )
-    latency = window.tally.latency_ns
-    return _found(window, {"p50_ms": percentile(latency, 50) / 1e6, "p99_ms": percentile(latency, 99) / 1e6})
 
 
 async def _streams(scene: Scene) -> Found:
@@ -189,7 +175,8 @@ async def _streams(scene: Scene) -> Found:
         "delay_p50_ms": percentile(tally.delay_ns, 50) / 1e6,
         "delay_p99_ms": percentile(tally.delay_ns, 99) / 1e6,
     }
-    if scene.proxy.calls_told and window.usage.proxy_reads:
+    # The kernel counts read(2) and write(2) of each process, not the recv(2) and send(2) of the foreign ones.
+    if not scene.proxy.foreign and window.usage.proxy_reads:
         figures["writes_per_read"] = window.usage.proxy_writes / window.usage.proxy_reads
         figures["reads_per_chunk"] = window.usage.proxy_reads / max(1, tally.chunks)
     return _found(window, figures)
@@ -233,7 +220,8 @@ async def _crowd(scene: Scene) -> Found:
     p99 = [percentile(each.tally.latency_ns, 99) / 1e6 for each in (alone, among)]
     figures = {"alone_p99_ms": p99[0], "among_p99_ms": p99[1], "times": p99[1] / max(p99[0], 1e-6)}
     found = _found(among, figures)
-    return Found(found.figures, (*alone.tally.errors, *found.errors))
+    others = max(alone.usage.others_share, among.usage.others_share)
+    return Found({**found.figures, "others_share": others}, (*alone.tally.errors, *found.errors))
 
 
 async def _bounded(scene: Scene) -> Found:
@@ -285,17 +273,22 @@ MEASURES = {
     for each in (
         Measure(
             name="unary",
-            about=lambda scale: f"whole answers of about 400 bytes, {scale.connections} connections",
-            run=_unary,
+            about=lambda scale: f"whole answers of about 300 bytes, {scale.connections} connections",
+            run=lambda scene: _whole(scene, scene.scale.connections),
             at_once=lambda scale: scale.connections,
         ),
         Measure(
             name="few",
             about=lambda scale: f"the same, {scale.few} connections",
-            run=_few,
+            run=lambda scene: _whole(scene, scene.scale.few),
             at_once=lambda scale: scale.few,
         ),
-        Measure(name="one", about=lambda _: "the same, one connection", run=_one, at_once=lambda _: 1),
+        Measure(
+            name="one",
+            about=lambda _: "the same, one connection",
+            run=lambda scene: _whole(scene, 1),
+            at_once=lambda _: 1,
+        ),
         Measure(
             name="streams",
             about=lambda scale: f"{scale.streams} streams, {1000 / scale.every_ms:g} chunks a second each",
@@ -324,13 +317,15 @@ MEASURES = {
             name="bounded",
             about=lambda scale: (
                 f"{scale.bounded_idle} such streams, and {scale.bodies} bodies of "
-                f"{scale.body_bytes // _MIB} MiB at once, in {BOUND_BYTES // _MIB} MiB"
+                f"{scale.body_bytes // _MIB} MiB at once, in {BOUND_BYTES // _MIB} MiB "
+                f"with `limits.body_memory_bytes` of {_BOUNDED_BODIES_BYTES // _MIB} MiB"
             ),
             run=_bounded,
             at_once=lambda scale: scale.bounded_idle + scale.bodies,
             fresh=True,
             bounded=True,
             own_only=True,
+            settings={"limits": {"body_memory_bytes": _BOUNDED_BODIES_BYTES}},
         ),
     )
 }

@@ -69,10 +69,10 @@ class Proxy:
     version: Callable[[], str]
     path: Path = Path.GENERATE
     ready_seconds: float = _READY_SECONDS
-    calls_told: bool = False
-    """It reads and writes with the calls that the kernel counts for each process."""
     own: bool = False
     """It is the balancer, in whatever guise."""
+    foreign: bool = True
+    """Made by others: where it fails it is left out."""
     measures: frozenset[str] | None = None
     """Of the measures only these; None: every one."""
 
@@ -208,7 +208,7 @@ def balancer(name: str, *, settings: Mapping[str, object], tree: FilePath = ROOT
         found = re.search(r'__version__ = "(.+)"', (tree / "balancer" / "__init__.py").read_text())
         return " ".join((found[1] if found else "unknown", *([json.dumps(settings)] if settings else ())))
 
-    return Proxy(name=name, start=start, missing=missing, version=version, own=True, calls_told=True)
+    return Proxy(name=name, start=start, missing=missing, version=version, own=True, foreign=False)
 
 
 def _litellm(place: Place) -> Started:
@@ -300,7 +300,7 @@ PROXIES = {
             start=_relay,
             missing=lambda: None,
             version=lambda: "blind copy on uvloop",
-            calls_told=True,
+            foreign=False,
         ),
         Proxy(name="nginx", start=_nginx, missing=_absent("nginx"), version=_told("nginx", "-v")),
         Proxy(name="haproxy", start=_haproxy, missing=_absent("haproxy"), version=_told("haproxy", "-v")),

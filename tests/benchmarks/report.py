@@ -12,21 +12,33 @@ from dataclasses import dataclass
 
 from tests.benchmarks.rounds import Plan, Results
 
+BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
 _US, _MS, _RATE, _SHARE = "{:.1f}", "{:.2f}", "{:,.0f}", "{:.0%}"
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One figure of a measure."""
+    """One figure of a measure, or how many times that of another proxy in the same round."""
 
     figure: str
     title: str
     form: str
+    other: str = ""
+
+    def values(self, results: Results, measure: str, proxy: str) -> list[float]:
+        """Of every round; empty where something was not measured."""
+        own = results.series(measure, proxy, self.figure)
+        if not self.other:
+            return own
+        return [
+            _times(*each) for each in zip(own, results.series(measure, self.other, self.figure), strict=False)
+        ]
 
 
 COLUMNS = {
     "unary": (
         Column("cpu_us", "CPU µs a request", _US),
+        Column("cpu_us", "times nginx's", "{:.2f}", "nginx"),
         Column("per_second", "requests/s", _RATE),
         Column("p50_ms", "p50 ms", _MS),
         Column("p99_ms", "p99 ms", _MS),
@@ -36,6 +48,8 @@ COLUMNS = {
     "one": (Column("p50_ms", "p50 ms", "{:.3f}"), Column("p99_ms", "p99 ms", "{:.3f}")),
     "streams": (
         Column("cpu_us", "CPU µs a chunk", _US),
+        Column("cpu_us", "times nginx's", "{:.2f}", "nginx"),
+        Column("cpu_us", "times the relay's", "{:.2f}", "relay"),
         Column("per_second", "chunks/s", _RATE),
         Column("segments_per_chunk", "segments a chunk", "{:.3f}"),
         Column("reads_per_chunk", "its reads a chunk", "{:.3f}"),
@@ -190,11 +204,11 @@ class Reached:
         return median >= self.goal.limit if self.goal.least else median <= self.goal.limit
 
 
-def goals(results: Results) -> list[Reached]:
+def goals(results: Results, proxy: str = "balancer") -> list[Reached]:
     """The goals for which everything was measured."""
     reached = []
     for goal in GOALS:
-        own = results.series(goal.measure, "balancer", goal.figure)
+        own = results.series(goal.measure, proxy, goal.figure)
         other = results.series(goal.other_measure or goal.measure, goal.other, goal.figure)
         if own and (other or not goal.other):
             pairs = zip(own, other or own, strict=True)
@@ -212,9 +226,9 @@ def plain(plan: Plan, results: Results) -> str:
     return "\n".join((*lines, "", *_notes(plan, results)))
 
 
-def markdown(plan: Plan, results: Results) -> str:
-    """The whole page."""
-    parts = [_HEAD.format(rounds=results.rounds)]
+def markdown(plan: Plan, results: Results, command: str) -> str:
+    """What `page` puts between its marks."""
+    parts = [f"Made by `{command}`, {results.rounds} rounds.\n"]
     for title, (head, *rows) in _tables(plan, results):
         table = [head, ["---"] * len(head), *rows]
         parts.append("\n".join((f"## {title}\n", *("| " + " | ".join(row) + " |" for row in table))) + "\n")
@@ -222,28 +236,35 @@ def markdown(plan: Plan, results: Results) -> str:
     return "\n".join(parts) + "\n"
 
 
+def page(before: str, figures: str) -> str:
+    """The page with these figures in place of those between its two marks. Raises ValueError where it has
+    no marks."""
+    head, begin, rest = before.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"no line {BEGIN} with a line {END} after it")
+    return f"{head}{begin}\n\n{figures}\n{end}{tail}"
+
+
 def _tables(plan: Plan, results: Results) -> Iterator[tuple[str, list[list[str]]]]:
-    reached = goals(results)
-    if reached:
-        rows = [
-            [
-                each.goal.about,
-                f"at {'least' if each.goal.least else 'most'} {each.goal.limit:g}",
-                _spread(each.values, each.goal.form),
-                "met" if each.met else "not met",
+    for proxy in plan.proxies:
+        if proxy.own and (reached := goals(results, proxy.name)):
+            rows = [
+                [
+                    each.goal.about,
+                    f"at {'least' if each.goal.least else 'most'} {each.goal.limit:g}",
+                    _spread(each.values, each.goal.form),
+                    "met" if each.met else "not met",
+                ]
+                for each in reached
             ]
-            for each in reached
-        ]
-        yield "The balancer's goals", [["figure", "goal", "measured", ""], *rows]
+            yield f"The goals of: {proxy.name}", [["figure", "goal", "measured", ""], *rows]
     for measure in plan.measures:
         columns = COLUMNS[measure.name]
         rows = [
             [
                 proxy.name,
-                *(
-                    _spread(results.series(measure.name, proxy.name, each.figure), each.form)
-                    for each in columns
-                ),
+                *(_spread(each.values(results, measure.name, proxy.name), each.form) for each in columns),
             ]
             for proxy in plan.proxies
             if (measure.name, proxy.name) in results.found
@@ -292,33 +313,3 @@ def _spread(values: Sequence[float], form: str) -> str:
     if len(values) == 1:
         return median
     return f"{median} [{form.format(min(values))} to {form.format(max(values))}]"
-
-
-_HEAD = """# Benchmarks
-
-The balancer with its defaults, other proxies, and a relay that copies bytes blindly: the floor. Made by:
-
-```
-make bench
-```
-
-or with less, `make bench ARGS="--quick --rounds 3 --measures unary,streams"`. nginx and
-HAProxy are Debian's (`apt-get install nginx-light haproxy`), LiteLLM is installed from PyPI into a cache;
-what is missing is left out.
-
-Each proxy runs on one core alone, with one process or thread that serves. The load and the instance, a server
-that answers at once and knows nothing of models, share another. {rounds} rounds, in each of them every
-proxy in another order; a cell is the median with the least and the most. Ratios and differences are
-taken within a round. A measure waits for the machine to be quiet, and is taken again, twice at most, while
-others used more than 15 % of the cores; the quietest counts.
-
-CPU is user and system time of the proxy's process, the figure to trust; p99 is the one to trust least. Every
-answer was compared to the byte, and every stream was whole and in order, or there would be no page;
-LiteLLM's, which it writes anew, by their marks.
-
-nginx has `proxy_buffering off`, HAProxy `http-no-delay`; both keep their connections to the instance. The
-balancer declares as many slots as there are connections, so that nothing queues, and logs every
-request. LiteLLM serves `/v1/chat/completions`, the others `/api/generate`; it is measured with
-whole answers only. `its core` is how busy the proxy's core was: a proxy below 100 % could have done more, had
-the load asked for it.
-"""

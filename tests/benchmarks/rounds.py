@@ -55,24 +55,30 @@ class Results:
             each.figures[figure] for each in self.found.get((measure, proxy), []) if figure in each.figures
         ]
 
+    def drop(self, proxy: str, reason: str) -> None:
+        """Forget what was found of it."""
+        self.skipped[proxy] = reason
+        self.found = {key: found for key, found in self.found.items() if key[1] != proxy}
+
 
 def run(plan: Plan, tell: Callable[[str], None]) -> Results:
-    """All rounds. A failed turn is an error of the results and ends the run: a table would lie."""
+    """All rounds. A failed turn of the balancer or the relay is an error of the results and ends the run: a
+    table would lie. Another proxy that fails is left out, with the reason."""
     chance = random.Random(plan.seed)
     markers = fresh_markers()
     with own_core() as cores:
         results = Results(cores)
         present = _present(plan, results)
         for number in range(plan.rounds):
-            order = list(present)
+            order = [each for each in present if each.name not in results.skipped]
             chance.shuffle(order)
-            tell(f"round {number + 1} of {plan.rounds}: {', '.join(each.name for each in order)}")
+            tell(f"round {number + 1} of {plan.rounds}: {'; '.join(each.name for each in order)}")
             # All of a turn's processes are its own: nothing idles beside the one that is measured.
             for _, grouped in groupby(plan.measures, key=lambda each: each.name if each.fresh else ""):
                 measures = list(grouped)
                 for proxy in order:
                     wanted = [each for each in measures if _applies(each, proxy)]
-                    if wanted:
+                    if wanted and proxy.name not in results.skipped:
                         _turn(_Turn(proxy, wanted, plan, cores, markers), results, tell)
                     if results.errors:
                         return results
@@ -105,6 +111,8 @@ def _applies(measure: Measure, proxy: Proxy) -> bool:
 
 def _turn(turn: _Turn, results: Results, tell: Callable[[str], None]) -> None:
     """One proxy, started, measured and ended."""
+    proxy = turn.proxy
+    errors: list[str] = []
     try:
         with contextlib.ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
@@ -112,11 +120,16 @@ def _turn(turn: _Turn, results: Results, tell: Callable[[str], None]) -> None:
             if any(each.bounded for each in turn.measures):
                 bound = stack.enter_context(bounded(BOUND_BYTES))
             for measure, found in uvloop.run(_measured(turn, folder, bound, stack)):
-                results.found.setdefault((measure.name, turn.proxy.name), []).append(found)
-                results.errors += [f"{measure.name} of {turn.proxy.name}: {each}" for each in found.errors]
-                tell(f"  {turn.proxy.name:14} {measure.name:8} {_line(found)}")
+                results.found.setdefault((measure.name, proxy.name), []).append(found)
+                errors += [f"{measure.name} of {proxy.name}: {each}" for each in found.errors]
+                tell(f"  {proxy.name:14} {measure.name:8} {_line(found)}")
     except (Failed, OSError) as error:
-        results.errors.append(f"{turn.proxy.name}: {error}")
+        errors.append(f"{proxy.name}: {error}")
+    if errors and proxy.foreign:
+        results.drop(proxy.name, f"it failed: {errors[0]}")
+        tell(f"  {proxy.name:14} is left out: {errors[0]}")
+    else:
+        results.errors += errors
 
 
 async def _measured(
@@ -132,7 +145,7 @@ async def _measured(
             instance_ports=instance_ports,
             requests_at_once=max(each.at_once(turn.plan.scale) for each in turn.measures),
             wrapper=bound.wrapper if isinstance(bound, Bound) else (),
-            settings=turn.plan.settings,
+            settings=_merged(turn.plan.settings, *(each.settings for each in turn.measures)),
         )
     )
     stack.callback(started.child.end)
@@ -148,6 +161,16 @@ async def _measured(
         bound=bound,
     )
     return [(measure, await _quietest(measure, scene)) for measure in turn.measures]
+
+
+def _merged(*settings: Mapping[str, object]) -> dict[str, object]:
+    """The later ones win, key by key within a group."""
+    merged: dict[str, object] = {}
+    for each in settings:
+        for key, value in each.items():
+            old = merged.get(key)
+            merged[key] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
 
 
 async def _quietest(measure: Measure, scene: Scene) -> Found:

@@ -36,7 +36,7 @@ class Question:
     path: Path = Path.GENERATE
     stream: bool = False
     chunks: int = 1
-    chunk_bytes: int = 120
+    chunk_bytes: int = 48
     every_ms: int = 0
 
     def body(self, marker: int, *, padding: bytes = b"") -> bytes:
