@@ -14,14 +14,13 @@ from tests.benchmarks.bounds import Bound
 from tests.benchmarks.crowd import crowd, large_bodies
 from tests.benchmarks.instance import RELEASE, STATE, STOP
 from tests.benchmarks.loads import Load, Window
-from tests.benchmarks.proxies import Proxy, Started
+from tests.benchmarks.proxies import SLOTS_PER_PORT, Proxy, Started
 from tests.benchmarks.wire import Question
 
 _CROWD_CLIENTS = 8
 _CROWD_EVERY_SECONDS = 0.02
 _IDLE_MS = 45_000
 """Longer than any measure lasts, shorter than the silence after which the balancer cuts an answer."""
-_SLOTS_PER_PORT = 1024
 _MIB = 1 << 20
 BOUND_BYTES = 512 * _MIB
 _BOUNDED_BODIES_BYTES = 64 * _MIB
@@ -135,7 +134,7 @@ class Measure:
 
     def ports(self, scale: Scale) -> int:
         """So many addresses the instance needs: each may be declared with a bounded number of slots."""
-        return max(1, math.ceil(self.at_once(scale) / _SLOTS_PER_PORT))
+        return max(1, math.ceil(self.at_once(scale) / SLOTS_PER_PORT))
 
 
 async def _whole(scene: Scene, connections: int) -> Found:

@@ -27,19 +27,18 @@ _READY_SECONDS = 20.0
 _SLOW_READY_SECONDS = 120.0
 _INSTALL_SECONDS = 900.0
 _LOOK_SECONDS = 0.05
-_MOST_SLOTS = 1024
+SLOTS_PER_PORT = 1024
+"""As many as one instance may be declared with."""
 _DEBIAN = "not found; on Debian: apt-get install nginx-light haproxy"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where a proxy starts: its core, a folder of its own, the ports of the instance, and how many
-    requests at once it must let through."""
+    """Where a proxy starts: its core, a folder of its own, and the ports of the instance."""
 
     core: int
     folder: FilePath
     instance_ports: Sequence[int]
-    requests_at_once: int
     wrapper: Sequence[str] = ()
     """A command that becomes the proxy's."""
     settings: Mapping[str, object] = field(default_factory=dict)
@@ -178,16 +177,11 @@ def balancer(name: str, *, settings: Mapping[str, object], tree: FilePath = ROOT
     defaults; its log is a file of JSON."""
 
     def start(place: Place) -> Started:
-        enough = -(-place.requests_at_once // len(place.instance_ports))
         chosen = {
             "listen": "127.0.0.1:0",
             "admin_listen": "127.0.0.1:0",
             "instances": [
-                {
-                    "url": f"http://127.0.0.1:{each}",
-                    "name": f"instance-{each}",
-                    "slots": min(enough, _MOST_SLOTS),
-                }
+                {"url": f"http://127.0.0.1:{each}", "name": f"instance-{each}", "slots": SLOTS_PER_PORT}
                 for each in place.instance_ports
             ],
             **place.settings,

@@ -143,7 +143,6 @@ async def _measured(
             core=turn.cores.proxy,
             folder=folder,
             instance_ports=instance_ports,
-            requests_at_once=max(each.at_once(turn.plan.scale) for each in turn.measures),
             wrapper=bound.wrapper if isinstance(bound, Bound) else (),
             settings=_merged(turn.plan.settings, *(each.settings for each in turn.measures)),
         )
