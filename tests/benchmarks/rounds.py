@@ -119,10 +119,9 @@ def _turn(turn: _Turn, results: Results, tell: Callable[[str], None]) -> None:
             bound: Bound | str | None = None
             if any(each.bounded for each in turn.measures):
                 bound = stack.enter_context(bounded(BOUND_BYTES))
-            for measure, found in uvloop.run(_measured(turn, folder, bound, stack)):
+            for measure, found in uvloop.run(_measured(turn, folder, bound, stack, tell)):
                 results.found.setdefault((measure.name, proxy.name), []).append(found)
                 errors += [f"{measure.name} of {proxy.name}: {each}" for each in found.errors]
-                tell(f"  {proxy.name:14} {measure.name:8} {_line(found)}")
     except (Failed, OSError) as error:
         errors.append(f"{proxy.name}: {error}")
     if errors and proxy.foreign:
@@ -133,7 +132,11 @@ def _turn(turn: _Turn, results: Results, tell: Callable[[str], None]) -> None:
 
 
 async def _measured(
-    turn: _Turn, folder: Path, bound: Bound | str | None, stack: contextlib.ExitStack
+    turn: _Turn,
+    folder: Path,
+    bound: Bound | str | None,
+    stack: contextlib.ExitStack,
+    tell: Callable[[str], None],
 ) -> list[tuple[Measure, Found]]:
     ports = max(each.ports(turn.plan.scale) for each in turn.measures)
     instance, instance_ports = start_instance(ports, cores=turn.cores, folder=folder)
@@ -159,7 +162,12 @@ async def _measured(
         scale=turn.plan.scale,
         bound=bound,
     )
-    return [(measure, await _quietest(measure, scene)) for measure in turn.measures]
+    measured = []
+    for measure in turn.measures:
+        found = await _quietest(measure, scene)
+        tell(f"  {turn.proxy.name:14} {measure.name:8} {_line(found)}")
+        measured.append((measure, found))
+    return measured
 
 
 def _merged(*settings: Mapping[str, object]) -> dict[str, object]:
