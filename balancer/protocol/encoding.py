@@ -30,7 +30,9 @@ def inflate_zstd(body: bytes, *, limit_bytes: int = INFLATED_LIMIT_BYTES) -> byt
     """
     plain = bytearray()
     try:
-        with zstandard.ZstdDecompressor(max_window_size=2**27).stream_reader(body) as reader:
+        with zstandard.ZstdDecompressor(max_window_size=2**27).stream_reader(
+            body, read_across_frames=True
+        ) as reader:
             while block := reader.read(65536):
                 plain += block
                 if len(plain) > limit_bytes:

@@ -39,7 +39,8 @@ def operation(path: str, **body: object) -> Operation:
 
 @pytest.mark.parametrize("path", JSON_BODIES)
 def test_a_body_names_its_model_in_every_dialect(path: str) -> None:
-    parsed = parse(path, {"x": [{"model": "other"}], "model": "Qwen3:8B"})
+    key = "source" if path == "/api/copy" else "model"
+    parsed = parse(path, {"x": [{key: "other"}], key: "Qwen3:8B"})
 
     assert parsed.operation.model == "Qwen3:8B"
     assert str(parsed.operation.variant) == "qwen3:8b"
@@ -71,12 +72,18 @@ def test_kind_and_dialect_come_from_the_route(path: str, kind: Kind, dialect: Di
 @pytest.mark.parametrize("path", ["/api/show", "/api/pull", "/api/push", "/api/create"])
 def test_an_older_client_may_say_name_for_model(path: str) -> None:
     assert parse(path, {"name": "old"}).operation.model == "old"
-    assert parse(path, {"name": "old", "model": "new"}).operation.model == "new"
+    assert parse(path, {"name": "library/M", "model": "m:latest"}).operation.model == "m:latest"
     assert parse(path, {"name": "old", "model": ""}).operation.model == "old"
 
 
+def test_a_name_is_no_model_where_ollama_reads_none() -> None:
+    with pytest.raises(MalformedRequest, match="model is required"):
+        parse("/api/chat", {"name": "m"})
+
+
 def test_a_copy_is_routed_by_its_source_and_a_delete_by_its_body() -> None:
-    assert parse("/api/copy", {"source": "a", "destination": "b"}).operation.model == "a"
+    body = {"source": "a", "destination": "b", "model": "c", "name": "d"}
+    assert parse("/api/copy", body).operation.model == "a"
     assert parse("/api/delete", {"name": "a"}, method="DELETE").operation.model == "a"
 
 
@@ -132,8 +139,11 @@ def test_a_body_says_whether_its_answer_streams(path: str) -> None:
 
     assert operation(path, stream=True).stream is True
     assert operation(path, stream=False).stream is False
-    for silent in ({}, {"stream": None}, {"stream": "yes"}, {"stream": 1}):
+    for silent in ({}, {"stream": None}):
         assert default is operation(path, **silent).stream
+    for wrong in ("yes", "false", 1, 0, [], {}):
+        with pytest.raises(MalformedRequest, match="'stream' must be true or false"):
+            operation(path, stream=wrong)
 
 
 @pytest.mark.parametrize("path", ["/api/embed", "/api/embeddings", "/v1/embeddings", "/api/show"])
@@ -176,6 +186,24 @@ def test_without_options_that_reload_the_variant_is_auto(options: object) -> Non
     assert asked.variant.auto
 
 
+@pytest.mark.parametrize(("number", "kept"), [("8192.0", 8192), ("8.5e3", 8500), ("-1.9", -1), ("1e-9", 0)])
+def test_a_number_of_an_option_is_cut_as_ollama_cuts_it(number: str, kept: int) -> None:
+    asked = parse("/api/embed", f'{{"model":"m","options":{{"num_ctx":{number}}}}}'.encode()).operation
+
+    assert str(asked.variant) == f"m:latest?num_ctx={kept}"
+
+
+def test_the_case_of_an_option_counts_as_it_does_in_ollama() -> None:
+    assert str(operation("/api/chat", options={"NUM_CTX": 1}).variant) == "m:latest"
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/v1/embeddings", "/api/show"])
+def test_what_an_instance_does_not_read_there_makes_no_variant(path: str) -> None:
+    asked = operation(path, options={"num_ctx": 1}, shift=True, keep_alive=0)
+
+    assert (str(asked.variant), asked.keeps_model) == ("m:latest", True)
+
+
 def test_an_explicit_context_is_never_the_automatic_one() -> None:
     assert operation("/api/chat").variant != operation("/api/chat", options={"num_ctx": 4096}).variant
 
@@ -185,13 +213,24 @@ def test_shift_is_part_of_the_variant_where_it_is_a_boolean() -> None:
     assert str(operation("/api/generate", shift="no").variant) == "m:latest"
 
 
-@pytest.mark.parametrize("options", [b'{"num_ctx":1e999}', b'{"\xff":1}', b'{"a":"\xff"}'])
-def test_options_that_cannot_be_read_are_malformed(options: bytes) -> None:
-    with pytest.raises(MalformedRequest, match="options"):
+@pytest.mark.parametrize(
+    "options",
+    [
+        b'{"num_ctx":1e999}',
+        b'{"num_ctx":1e300}',
+        b'{"num_ctx":9223372036854775808}',
+        b'{"temperature":1e999}',
+        b'{"num_ctx":1,"num_ctx":2}',
+        b'{"num_ctx":1,"NUM_CTX":2}',
+        b'{"num_gpu":1,"n\\u0075m_gpu":1}',
+    ],
+)
+def test_options_that_can_be_read_in_two_ways_are_malformed(options: bytes) -> None:
+    with pytest.raises(MalformedRequest, match="option"):
         parse("/api/chat", b'{"model":"x","options":' + options + b"}")
 
 
-@pytest.mark.parametrize("keep_alive", [0, "0", "0s", "0m", "0h", 0.0])
+@pytest.mark.parametrize("keep_alive", [0, "0", "0s", "0m", "0h", 0.0, -0.0, 1e-12, "0h0m", "-0.0ms", "+0"])
 @pytest.mark.parametrize("content", [{}, {"prompt": ""}, {"prompt": None}])
 def test_an_empty_generate_that_keeps_for_no_time_unloads(
     keep_alive: object, content: dict[str, object]
@@ -216,6 +255,9 @@ def test_an_empty_chat_that_keeps_for_no_time_unloads(content: dict[str, object]
         ("/api/generate", {"prompt": "", "keep_alive": "5m"}),
         ("/api/generate", {"prompt": "", "keep_alive": -1}),
         ("/api/generate", {"prompt": "", "keep_alive": False}),
+        ("/api/generate", {"prompt": "", "keep_alive": "1s"}),
+        ("/api/generate", {"prompt": "", "keep_alive": "0x"}),
+        ("/api/generate", {"prompt": "", "keep_alive": -1e-12}),
         ("/api/chat", {"messages": [{"role": "user"}], "keep_alive": 0}),
         ("/api/embed", {"input": "", "keep_alive": 0}),
         ("/v1/completions", {"prompt": "", "keep_alive": 0}),
