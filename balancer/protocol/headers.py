@@ -2,7 +2,8 @@
 
 Source: RFC 9110 §7.6.1. What identifies a caller (Authorization, Cookie, keys) never goes upstream;
 Origin does not either, since an instance would refuse one that it does not know, and Host is the
-instance's own for the same reason.
+instance's own for the same reason. What an earlier proxy says of the way here is not passed on: anyone
+can say it. A name with `_` is as good as one with `-` (CGI made them one), so it ends here too.
 """
 
 from collections.abc import Callable, Iterable
@@ -34,7 +35,11 @@ _NOT_UPSTREAM = HOP_BY_HOP | {
     "x-api-key",
     "api-key",
     "x-request-id",
+    "forwarded",
+    "via",
+    "x-real-ip",
 }
+_NOT_UPSTREAM_PREFIXES = ("x-balancer-", "x-forwarded-", "proxy-")
 _NOT_DOWNSTREAM = HOP_BY_HOP | {
     "content-length",
     "x-request-id",
@@ -68,18 +73,23 @@ _PASSES, _ENDS, _NAMES_OTHERS = range(3)
 
 @lru_cache(maxsize=1024)
 def _fate_upstream(name: str) -> int:
-    return _fate(name.lower(), _NOT_UPSTREAM)
+    return _fate(name, _NOT_UPSTREAM, _NOT_UPSTREAM_PREFIXES)
 
 
 @lru_cache(maxsize=1024)
 def _fate_downstream(name: str) -> int:
-    return _fate(name.lower(), _NOT_DOWNSTREAM)
+    return _fate(name, _NOT_DOWNSTREAM, ("x-balancer-",))
 
 
-def _fate(name: str, dropped: frozenset[str]) -> int:
+def _fate(name: str, dropped: frozenset[str], dropped_prefixes: tuple[str, ...]) -> int:
+    name = _folded(name)
     if name == "connection":
         return _NAMES_OTHERS
-    return _ENDS if name in dropped or name.startswith("x-balancer-") else _PASSES
+    return _ENDS if name in dropped or name.startswith(dropped_prefixes) else _PASSES
+
+
+def _folded(name: str) -> str:
+    return name.strip().lower().replace("_", "-")
 
 
 def _passing(headers: Iterable[tuple[str, str]], fate: Callable[[str], int]) -> Headers:
@@ -90,5 +100,5 @@ def _passing(headers: Iterable[tuple[str, str]], fate: Callable[[str], int]) -> 
         if found == _PASSES:
             passing.append(pair)
         elif found == _NAMES_OTHERS:
-            named.update(token.strip().lower() for token in pair[1].split(","))
-    return tuple(pair for pair in passing if pair[0].lower() not in named) if named else tuple(passing)
+            named.update(map(_folded, pair[1].split(",")))
+    return tuple(pair for pair in passing if _folded(pair[0]) not in named) if named else tuple(passing)

@@ -57,6 +57,22 @@ def test_what_identifies_a_caller_never_goes_upstream(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "name",
+    ["Forwarded", "Via", "X-Forwarded-For", "X-FORWARDED-HOST", "X-Real-IP", "Proxy-Connection", "Proxy-X"],
+)
+def test_what_another_proxy_says_never_goes_upstream(name: str) -> None:
+    assert upstream_headers([(name, "x")]) == ()
+
+
+@pytest.mark.parametrize("passing", BOTH_WAYS)
+@pytest.mark.parametrize("name", ["Transfer_Encoding", "content_length", "X_Balancer_Instance"])
+def test_a_name_with_underscores_ends_where_that_with_dashes_does(passing: object, name: str) -> None:
+    assert passing([(name, "x")]) == ()  # type: ignore[operator]
+    assert passing([("Connection", "x-secret"), ("X_Secret", "x")]) == ()  # type: ignore[operator]
+    assert passing([("X_Kept", "x")]) == (("X_Kept", "x"),)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
     "name", ["Content-Type", "Content-Encoding", "Accept", "User-Agent", "Anthropic-Version"]
 )
 def test_what_describes_a_request_goes_upstream_as_it_came(name: str) -> None:
