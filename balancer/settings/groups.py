@@ -175,7 +175,7 @@ class LimitsSettings(Group):
         description="The longest that a request waits for a slot, in seconds; then 504.",
     )
     request_line_bytes: Size = Field(
-        default=8190, ge=256, le=MIB, description="The longest request line, in bytes; beyond it 400."
+        default=8190, ge=256, le=MIB, description="The longest request line, in bytes; beyond it 414."
     )
     header_bytes: Size = Field(
         default=8190, ge=256, le=MIB, description="The longest single header, in bytes; beyond it 431."
