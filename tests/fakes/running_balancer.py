@@ -132,7 +132,8 @@ async def balancing(
 
 
 def _left_over(before: set[asyncio.Task[Any]]) -> set[asyncio.Task[Any]]:
-    return {task for task in asyncio.all_tasks() - before if task.get_name() != TASK_NAME}
+    ours = {asyncio.current_task()}  # another than at the start where a fixture does this
+    return {task for task in asyncio.all_tasks() - before - ours if task.get_name() != TASK_NAME}
 
 
 def _settings(instances: Sequence[ScriptedInstance], settings: dict[str, Any]) -> Settings:

@@ -10,29 +10,6 @@ from tests.fakes.scripted_instance import ScriptedInstance
 
 GENERATE = {"model": "m", "prompt": "hi", "stream": False}
 HOST = b"Host: localhost\r\n"
-MANY_HEADERS = b"".join(b"X-%d: a\r\n" % each for each in range(150))
-
-
-@pytest.mark.parametrize(
-    ("sent", "status"),
-    [
-        (b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\n" + HOST + b"\r\n", 414),
-        (b"GET / HTTP/1.1\r\n" + HOST + b"X-Long: " + b"a" * 9000 + b"\r\n\r\n", 431),
-        (
-            b"GET / HTTP/1.1\r\n" + HOST + b"".join(b"X-%d: a\r\n" % each for each in range(150)) + b"\r\n",
-            431,
-        ),
-        (b"GET / HTTP/1.1\r\n" + HOST + (b"X-A: " + b"a" * 7000 + b"\r\n") * 10 + b"\r\n", 431),
-        (b"GET / HTTP/1.1\r\n" + HOST + b"Content-Length: x\r\n\r\n", 400),
-    ],
-)
-async def test_head_beyond_its_limits_is_told_so(sent: bytes, status: int) -> None:
-    async with ScriptedInstance().running() as one, balancing(one) as running, running.client() as client:
-        await client.send(sent)
-        answer = await client.answer()
-
-        assert answer.status == status
-        assert "error" in answer.json
 
 
 async def test_head_that_is_never_ended_is_told_408() -> None:
@@ -43,6 +20,18 @@ async def test_head_that_is_never_ended_is_told_408() -> None:
             assert (await client.answer()).status == 408
         async with running.client() as silent:
             assert await silent.rest() == b""
+
+
+async def test_connection_that_is_idle_after_an_answer_is_closed() -> None:
+    async with (
+        ScriptedInstance().running() as one,
+        balancing(one, limits={"idle_seconds": 0.1}) as running,
+        running.client() as client,
+    ):
+        await client.send(b"GET / HTTP/1.1\r\n" + HOST + b"\r\n")
+        assert (await client.answer(method="GET")).status == 200
+
+        assert await client.rest() == b""
 
 
 async def test_connection_beyond_the_limit_is_closed() -> None:

@@ -88,27 +88,6 @@ async def test_chunked_body_goes_to_the_instance_in_one_piece(step: int) -> None
         assert seen.header("transfer-encoding") is None
 
 
-async def test_body_that_comes_byte_by_byte_is_read_to_its_end() -> None:
-    raw = request("/api/generate", GENERATE)
-    async with ScriptedInstance().running() as one, balancing(one) as running, running.client() as client:
-        for at in range(len(raw)):
-            await client.send(raw[at : at + 1])
-            await asyncio.sleep(0)
-
-        assert (await client.answer()).status == 200
-        assert json.loads(one.requests[0].body) == GENERATE
-
-
-@pytest.mark.parametrize("raw", [b"zz\r\n", b"5\r\nhelloXX", b"-1\r\n"])
-async def test_broken_chunk_framing_is_refused(raw: bytes) -> None:
-    async with ScriptedInstance().running() as one, balancing(one) as running, running.client() as client:
-        await client.send(request("/api/generate", chunk(b'{"model":') + raw, CHUNKED))
-
-        assert (await client.answer()).status == 400
-        assert await ended(client)
-        assert one.requests == []
-
-
 async def test_body_that_stands_still_is_told_408() -> None:
     limits = {"body_idle_seconds": 0.1}
     async with (
