@@ -67,8 +67,8 @@ def test_a_field_is_found_by_its_name(content_type: str) -> None:
         'name="model"',
         "name=model",
         'NAME="model"',
-        'filename="x"; name="model"',
-        'name="model"; filename="x"',
+        'name = "model" ;',
+        'name="model"; filename=""',
     ],
 )
 def test_a_name_is_found_however_it_is_written(disposition: str) -> None:
@@ -80,6 +80,10 @@ def test_a_name_is_found_however_it_is_written(disposition: str) -> None:
     [
         ('name="file"; filename="model"', ""),
         ('filename="model"; name="file"', ""),
+        ('name="model"; filename="x"', ""),
+        ("filename*=UTF-8''x; name=model", ""),
+        ('name="model"; name="model"', ""),
+        ('name="model"; and more', ""),
         ('name="file"; filename="a; name=\\"model\\""', ""),
         ('name="file"; filename="; name=model; "', ""),
         ('name="models"', ""),
@@ -131,12 +135,53 @@ def test_a_form_without_a_boundary_is_malformed() -> None:
         multipart_field(form(), "multipart/form-data", "model")
 
 
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "multipart/form-data; boundary=a; boundary=bnd",
+        "multipart/form-data; boundary=bnd; and more",
+        "multipart/form-data; xboundary=bnd",
+        'multipart/form-data; boundary=""',
+        "multipart/form-data; boundary=" + "b" * 71,
+    ],
+)
+def test_a_boundary_that_is_not_clear_is_none(content_type: str) -> None:
+    with pytest.raises(MalformedRequest, match="boundary"):
+        multipart_field(form(part('name="model"')), content_type, "model")
+
+
+def test_a_boundary_that_another_one_begins_with_does_not_end_a_part() -> None:
+    inner = b'bnd\r\n--bnd-\r\nContent-Disposition: form-data; name="model"\r\n\r\nother'
+    body = form(part('name="file"', inner), part('name="model"', b"whisper"))
+
+    assert multipart_field(body, FORM, "model") == "whisper"
+
+
+def test_what_stands_before_and_behind_a_form_is_no_part_of_it() -> None:
+    other = part('name="model"', b"other")
+    body = b"--bndx\r\n" + other[7:] + form(part('name="x"')) + other
+
+    assert multipart_field(body, FORM, "model") is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        form(part('name="model"', more="Content-Transfer-Encoding: Quoted-Printable\r\n")),
+        form(part('name="model"', more=" folded\r\n")),
+        form(part('name="x"\rContent-Disposition: form-data; name="model"')),
+        form(part("name*=utf-8''model"), part('name="model"')),
+        form(part('name="model"')).replace(b"\r\n", b"\n"),
+        form(part('name="x"')).replace(b"bnd--", b"bnd--x"),
+    ],
+)
+def test_a_form_that_could_be_read_in_another_way_is_malformed(body: bytes) -> None:
+    with pytest.raises(MalformedRequest):
+        multipart_field(body, FORM, "model")
+
+
 def test_a_form_of_a_million_parts_is_malformed_rather_than_searched() -> None:
-    body = (
-        b"--bnd"
-        + b"\r\n--bnd" * 1_000_000
-        + b'\r\nContent-Disposition: form-data; name="model"\r\n\r\nx\r\n--bnd--'
-    )
+    body = b"--bnd\r\n" + b"\r\n\r\n--bnd\r\n" * 1_000_000 + form(part('name="model"'))
 
     with pytest.raises(MalformedRequest, match="parts"):
         multipart_field(body, FORM, "model")
