@@ -17,6 +17,7 @@ from balancer.core.operation import Dialect, Kind, Operation, Wire
 
 TAIL_BYTES = 2048
 HEAD_BYTES = 512
+_CR = 0x0D
 
 
 class Ending(StrEnum):
@@ -53,10 +54,12 @@ class Tail:
         length = len(chunk.rstrip(b"\r\n"))
         begin = chunk.rfind(b"\n", 0, length) + 1
         if length and (begin or not self._line_open):
+            while chunk[begin] == _CR:
+                begin += 1
             self.head = chunk[begin : begin + HEAD_BYTES]
-        elif length and len(self.head) < HEAD_BYTES:
+        elif self._line_open and len(self.head) < HEAD_BYTES:
             self.head = (self.head + chunk)[:HEAD_BYTES]
-        self._line_open = not chunk.endswith(b"\n")
+        self._line_open = not chunk.endswith(b"\n") and (length > 0 or self._line_open)
         self.data = chunk[-TAIL_BYTES:] if len(chunk) >= TAIL_BYTES else (self.data + chunk)[-TAIL_BYTES:]
 
     @property
@@ -72,9 +75,10 @@ _DONE_AT_HEAD = re.compile(rb"\{(?:" + _STRING + rb":" + _STRING + rb',)*"done":
 _DONE_AT_END = re.compile(
     rb'"done":(true|false)(?:,"done_reason":' + _STRING + rb')?(?:,"[a-z_]+":\d+)*\}\s*\Z'
 )
+_SUCCESS_AT_HEAD = re.compile(rb'\{"status":"success"[,}]')
 _ERROR_AT_HEAD = re.compile(rb'(?:data: )?\{"error":')
 _NUMBERS_AT_END = re.compile(rb'((?:,"[a-z_]+":\d+)+)\}\s*\Z')
-_NUMBER = re.compile(rb'"([a-z_]+)":(\d+)')
+_NUMBER = re.compile(rb'"([a-z_]+)":(\d{1,18})(?!\d)')
 _USAGE = re.compile(rb'"usage":(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
 _LAST_EVENT = re.compile(rb"(?:\A|\n)event: ([a-z._]+)\r?\n")
 _TYPE_AT_HEAD = re.compile(rb'data: \{"type":"([a-z._]+)"')
@@ -100,12 +104,23 @@ def judge(operation: Operation, tail: Tail) -> Ending:
 def _judge_lines(kind: Kind, tail: Tail) -> Ending:
     if _ERROR_AT_HEAD.match(tail.head):
         return Ending.ERROR
-    if not tail.data.rstrip().endswith(b"}"):
+    if not tail.data.rstrip().endswith(b"}") or not _is_record(tail):
         return Ending.UNFINISHED
     if kind is Kind.MANAGE:
-        return Ending.WHOLE if b'"status":"success"' in tail.head else Ending.UNFINISHED
+        return Ending.WHOLE if _SUCCESS_AT_HEAD.match(tail.head) else Ending.UNFINISHED
     done = _DONE_AT_HEAD.match(tail.head) or _DONE_AT_END.search(tail.data)
     return Ending.WHOLE if done is not None and done.group(1) == b"true" else Ending.UNFINISHED
+
+
+def _is_record(tail: Tail) -> bool:
+    """Whether the last line is a whole record: one that breaks off behind the arguments of a tool call may
+    end as the last one does. Each record of a stream ends its line; a single one may not."""
+    if tail.data.endswith(b"\n"):
+        return True
+    try:
+        return isinstance(msgspec.json.decode(tail.head), dict)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False
 
 
 def _judge_events(operation: Operation, tail: Tail) -> Ending:

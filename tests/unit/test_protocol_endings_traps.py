@@ -187,6 +187,39 @@ def test_a_single_load_answer_is_whole_without_a_line_end() -> None:
     assert judge(GENERATE, fed(body)) is Ending.WHOLE
 
 
+@pytest.mark.parametrize("filler", [1, 1000])
+def test_a_stream_that_breaks_off_behind_nested_arguments_is_unfinished(filler: int) -> None:
+    call = {"function": {"name": "x" * filler, "arguments": {"done": True}}}
+    record = line(model="m", message={"role": "assistant", "tool_calls": [call]}, done=False)
+    begun = record[: record.index(b'"done":true}') + len(b'"done":true}')]
+
+    assert judge(GENERATE, fed(line(model="m", done=False) + begun)) is Ending.UNFINISHED
+
+
+def test_a_success_within_a_record_is_no_success_of_the_pull() -> None:
+    pull = stream(Kind.MANAGE, Dialect.OLLAMA)
+
+    assert judge(pull, fed(line(status="pulling", last={"status": "success"}))) is Ending.UNFINISHED
+
+
+@pytest.mark.parametrize("digits", [19, 400])
+def test_a_count_beyond_all_bounds_is_not_counted(digits: int) -> None:
+    record = line(done=True, prompt_eval_count=7, eval_duration=10**digits, eval_count=10**digits)
+
+    assert read_counters(GENERATE, fed(record)) == Counters(prompt_tokens=7)
+
+
+@settings(max_examples=200)
+@given(st.lists(st.sampled_from([b"\n", b"\r", b"a", b'{"done":true}', b"x" * 300]), max_size=12))
+def test_a_tail_is_the_same_however_its_line_ends_were_cut(pieces: list[bytes]) -> None:
+    body = b"".join(pieces)
+    tail = Tail()
+    for each in pieces:
+        tail.feed(each)
+
+    assert not body or tail.last_line == fed(body, size=len(body)).last_line
+
+
 @settings(max_examples=200)
 @given(
     st.lists(
