@@ -24,7 +24,9 @@ _ANTHROPIC_TYPES = {
 
 
 def error_value(dialect: Dialect, status: int, message: str, request_id: str) -> dict[str, object]:
-    """The error object of a dialect, ready to be encoded."""
+    """The error object of a dialect, ready to be encoded. A message may quote a path, and so hold bytes
+    that are no text; they become question marks."""
+    message = message.encode(errors="replace").decode()
     match dialect:
         case Dialect.OLLAMA:
             return {"error": message}

@@ -87,3 +87,10 @@ def test_a_stream_that_ends_with_our_record_is_judged_an_error(dialect: Dialect,
     record = error_record(dialect, operation.wire, "the instance failed", "id")
 
     assert judge(operation, fed(begun + record)) is Ending.ERROR
+
+
+@pytest.mark.parametrize("dialect", Dialect)
+def test_a_message_that_quotes_what_is_no_text_can_be_told(dialect: Dialect) -> None:
+    """Header bytes and paths are text with surrogates for bytes that are none."""
+    assert b"no path '/?'" in error_body(dialect, 404, "no path '/\udcff'", "id")
+    assert b"no path '/?'" in error_record(dialect, Wire.NDJSON, "no path '/\udcff'", "id")
