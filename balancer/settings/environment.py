@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from io import StringIO
 
-from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 
 from balancer.settings.faults import Fault, unknown
 from balancer.settings.layers import Layer, from_text, judged
@@ -23,6 +23,7 @@ _CONCERNING = (PREFIX, "GPU_", "MODEL_POOL_")
 _SERVICE_LINK = re.compile(
     r"BALANCER_(SERVICE_(HOST|PORT(_[A-Z0-9_]+)?)|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)\Z"
 )
+_NAME = re.compile(r"\s*(?:export\s+)?['\"]?(\w+)")
 _NUMBER = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?\Z")
 
 
@@ -31,10 +32,21 @@ def variable(path: Path) -> str:
     return PREFIX + "__".join(path).upper()
 
 
-def read_dotenv(text: str) -> dict[str, str]:
-    """The variables of a `.env` text that may concern the balancer; the last of a name counts."""
-    found = dotenv_values(stream=StringIO(text), interpolate=False)
-    return {name: value or "" for name, value in found.items() if name.startswith(_CONCERNING)}
+def read_dotenv(text: str, source: str) -> tuple[dict[str, str], list[Fault]]:
+    """The variables of a `.env` text that may concern the balancer, the last of a name, and a fault for
+    each line that begins with such a name and cannot be read. No value is quoted: it may be a key."""
+    found: dict[str, str] = {}
+    faults: list[Fault] = []
+    for each in parse_stream(StringIO(text)):
+        if each.error:
+            name = _NAME.match(each.original.string)
+            if name and name.group(1).startswith(_CONCERNING):
+                line = each.original.line + name.group().count("\n")
+                told = f"line {line}: cannot be read", "NAME=value, with quotes closed"
+                faults.append(Fault(source, shown_name(name.group(1)), *told))
+        elif each.key is not None and each.key.startswith(_CONCERNING):
+            found[each.key] = each.value or ""
+    return found, faults
 
 
 def own_layer(variables: Mapping[str, str], source: str) -> Layer:

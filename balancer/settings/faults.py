@@ -41,7 +41,13 @@ class Fault:
     allowed: str
 
     def __str__(self) -> str:
-        return f"{self.source}: {self.key}: {self.problem}, {self.allowed}"
+        text = f"{self.source}: {self.key}: {self.problem}, {self.allowed}"
+        return text if text.isprintable() else "".join(map(_printable, text))
+
+
+def _printable(character: str) -> str:
+    """A character, or how Python writes it: a key may hold anything, and a fault is one line."""
+    return character if character.isprintable() else ascii(character)[1:-1]
 
 
 class SettingsError(Exception):

@@ -71,12 +71,12 @@ def _merged(layers: Sequence[Layer]) -> tuple[dict[Path, Entry], frozenset[Path]
 
 def _environment_layers(environ: Mapping[str, str], dotenv: FilePath | None) -> list[Layer]:
     """Own names over synonyms, and within each kind the real environment over the `.env` file."""
-    written: Mapping[str, str] = {}
+    written: dict[str, str] = {}
     faults: list[Fault] = []
     source = _source(dotenv) if dotenv else ""
     text = "" if dotenv is None else _read(dotenv)
     if isinstance(text, str):
-        written = environment.read_dotenv(text)
+        written, faults = environment.read_dotenv(text, source)
     elif text.problem != _MISSING:
         faults.append(text)
     return [

@@ -127,7 +127,7 @@ def test_every_example_loads_alone_and_together() -> None:
 
 def test_gpu_section_and_environment_examples_name_every_key() -> None:
     section = (CONFIG / "gpu_loadbalancing.ini").read_text()
-    variables = read_dotenv((CONFIG / ".env.example").read_text())
+    variables, _ = read_dotenv((CONFIG / ".env.example").read_text(), ".env.example")
 
     assert all(f"\n{key} = " in section for key in INI_KEYS)
     assert set(VARIABLES) == set(variables)

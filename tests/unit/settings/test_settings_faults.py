@@ -352,3 +352,27 @@ def test_message_shows_no_password_anywhere() -> None:
     found = faults_of(instances=["http://user:hunter2@a/x", {"url": "HTTP://hunter2@b?y"}])
 
     assert not re.search("hunter2", "".join(map(str, found)))
+
+
+def test_a_fault_is_one_printable_line_whatever_a_key_holds(tmp_path: Path) -> None:
+    file = tmp_path / "balancer.yaml"
+    file.write_text('"lis\\ten\\e[31m\\u2028": 1\n')
+
+    with pytest.raises(SettingsError) as caught:
+        load([file], environ={})
+
+    assert str(caught.value).isprintable()
+    assert "\\x1b[31m\\u2028" in str(caught.value)
+
+
+def test_a_line_of_a_dotenv_that_cannot_be_read_is_a_fault_without_its_value(tmp_path: Path) -> None:
+    dotenv = tmp_path / ".env"
+    dotenv.write_text("not a variable\n\nexport BALANCER_LISTEN='127.0.0.1:1\nGPU_BATCH_SIZE=7\n")
+
+    with pytest.raises(SettingsError) as caught:
+        load([], environ={}, dotenv=dotenv)
+
+    (fault,) = caught.value.faults
+    assert (fault.source, fault.key) == (str(dotenv), "BALANCER_LISTEN")
+    assert fault.problem == "line 3: cannot be read"
+    assert "127.0.0.1" not in str(fault)
