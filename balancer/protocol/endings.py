@@ -59,7 +59,10 @@ class Tail:
             self.head = chunk[begin : begin + HEAD_BYTES]
         elif self._line_open and len(self.head) < HEAD_BYTES:
             self.head = (self.head + chunk)[:HEAD_BYTES]
-        self._line_open = not chunk.endswith(b"\n") and (length > 0 or self._line_open)
+        if chunk.find(b"\n", length) >= 0:
+            self._line_open = False
+        elif length:
+            self._line_open = True
         self.data = chunk[-TAIL_BYTES:] if len(chunk) >= TAIL_BYTES else (self.data + chunk)[-TAIL_BYTES:]
 
     @property
