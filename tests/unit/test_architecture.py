@@ -20,7 +20,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 DECLARED = [Requirement(each) for each in PROJECT["project"]["dependencies"]]
 DEVELOPMENT = [Requirement(each) for each in PROJECT["dependency-groups"]["dev"]]
 MODULES = sorted(Path(balancer.__path__[0]).rglob("*.py"))
-LOCKS = ["requirements.lock", "requirements-dev.lock"]
+FUZZING = [Requirement(each) for each in PROJECT["dependency-groups"]["fuzz"]]
+LOCKS = ["requirements.lock", "requirements-dev.lock", "requirements-fuzz.lock"]
 SECURITY_FLOOR = Version("3.14.3")
 
 
@@ -76,7 +77,11 @@ def test_every_locked_requirement_has_a_pin_and_hashes_and_no_address(lock: str)
 
 @pytest.mark.parametrize(
     ("lock", "requirements"),
-    [("requirements.lock", DECLARED), ("requirements-dev.lock", [*DECLARED, *DEVELOPMENT])],
+    [
+        ("requirements.lock", DECLARED),
+        ("requirements-dev.lock", [*DECLARED, *DEVELOPMENT]),
+        ("requirements-fuzz.lock", [*DECLARED, *FUZZING]),
+    ],
 )
 def test_what_is_locked_satisfies_what_is_declared(lock: str, requirements: list[Requirement]) -> None:
     for requirement in requirements:
@@ -84,13 +89,14 @@ def test_what_is_locked_satisfies_what_is_declared(lock: str, requirements: list
             assert pinned(lock, requirement.name) in requirement.specifier, requirement
 
 
-def test_both_locks_pin_the_same_versions() -> None:
-    development = locked("requirements-dev.lock")
+@pytest.mark.parametrize("lock", LOCKS[1:])
+def test_all_locks_pin_the_same_versions(lock: str) -> None:
+    other = locked(lock)
 
     assert {
         name: requirement
         for name, (requirement, _) in locked("requirements.lock").items()
-        if str(development[name][0].specifier) != str(requirement.specifier)
+        if str(other[name][0].specifier) != str(requirement.specifier)
     } == {}
 
 
