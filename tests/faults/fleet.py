@@ -165,16 +165,24 @@ class Instance:
 
 
 class BalancerProcess:
-    """A balancer in a process of its own; its log is a file of one JSON object a line."""
+    """A balancer in a process of its own, by the command `module`; its log is a file with a JSON object a
+    line."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], session: aiohttp.ClientSession) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        session: aiohttp.ClientSession,
+        *,
+        module: str = "balancer",
+    ) -> None:
         place = Path(tempfile.mkdtemp(dir=folder))
         self.config = place / "balancer.yaml"
         self.write_config(json.dumps(settings))
-        self._log, self._out = place / "log", place / "out"
+        self.log, self._out = place / "log", place / "out"
         self.session = session
-        command = [sys.executable, "-m", "balancer", "serve", "--config", str(self.config)]
-        with self._log.open("wb") as log, self._out.open("wb") as out:
+        command = [sys.executable, "-m", module, "serve", "--config", str(self.config)]
+        with self.log.open("wb") as log, self._out.open("wb") as out:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=out, stderr=log, env=environment(), cwd=ROOT
             )
@@ -197,7 +205,7 @@ class BalancerProcess:
         """Return once it listens."""
         await until(lambda: "listens on" in self._out.read_text() or self.process.poll() is not None)
         said = self._out.read_text()
-        assert "listens on" in said, f"it ended with {self.process.returncode}: {self._log.read_text()}"
+        assert "listens on" in said, f"it ended with {self.process.returncode}: {self.log.read_text()}"
         words = said.partition("\n")[0].replace(",", " ").split()
         self.url, self.admin = words[words.index("on") + 1], words[-1]
 
@@ -209,7 +217,7 @@ class BalancerProcess:
 
     def events(self, *names: str) -> list[dict[str, Any]]:
         """What it logged, of these names or all of it. A line that is not complete yet is left out."""
-        lines = self._log.read_bytes().rpartition(b"\n")[0].splitlines()
+        lines = self.log.read_bytes().rpartition(b"\n")[0].splitlines()
         events = [json.loads(line) for line in lines if line.startswith(b"{")]
         return [each for each in events if not names or each["event"] in names]
 
@@ -306,7 +314,7 @@ async def running(
         attached = [
             {"name": each.name, "url": each.passthrough.url, "slots": served.slots} for each in instances
         ]
-        whole = merged(_SETTINGS, settings, {"instances": attached})
+        whole = merged(SETTINGS, settings, {"instances": attached})
         balancer = BalancerProcess(folder, whole, session)
         stack.push_async_callback(balancer.end)
         await balancer.opened()
@@ -350,7 +358,7 @@ def _close_pipe(process: subprocess.Popen[bytes]) -> None:
         process.stdout.close()
 
 
-_SETTINGS: Mapping[str, Any] = {
+SETTINGS: Mapping[str, Any] = {
     "listen": "127.0.0.1:0",
     "admin_listen": "127.0.0.1:0",
     "health": {"interval_seconds": 0.5, "timeout_seconds": 2.0},

@@ -77,7 +77,11 @@ def settle_accounts(
         if of_client and over_budget < refused_retries and _failed_at_an_instance(evidence):
             of_client = []
             over_budget += 1
-        wrong = [*of_client, *_of_log(evidence), *_of_lines(evidence, late_seconds)]
+        wrong = [
+            *of_client,
+            *against_log(view.seen, view.status, evidence.events),
+            *_of_lines(evidence, late_seconds),
+        ]
         violations += [f"{view.request_id} ({view.talk.name}): {what}" for what in wrong]
     count = Counter(view.seen for view in views)
     return Account(
@@ -121,27 +125,26 @@ def _of_client(evidence: Evidence, allows: Callable[[View], bool]) -> list[str]:
     ]
 
 
-def _of_log(evidence: Evidence) -> list[str]:
-    """Whether the log has the request once, and says what its client saw."""
-    view, events = evidence.view, evidence.events
-    if not events and view.seen in {Seen.LEFT, Seen.DROPPED}:
+def against_log(seen: Seen, told: int, events: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Whether the log has a request once, and says what its client saw; `told` is the status there."""
+    if not events and seen in {Seen.LEFT, Seen.DROPPED}:
         return []  # it may never have been read
     if len(events) != 1:
         return [f"{len(events)} events in the log"]
     outcome, status = events[0]["outcome"], events[0]["status"]
-    match view.seen:
-        case Seen.WHOLE | Seen.FOREIGN if view.status < 400:
-            agree = outcome == "ok" and status == view.status
+    match seen:
+        case Seen.WHOLE | Seen.FOREIGN if told < 400:
+            agree = outcome == "ok" and status == told
         case Seen.TOLD:
-            agree = outcome not in {"ok", "cancelled", *_BROKEN_OUTCOMES} and status == view.status
+            agree = outcome not in {"ok", "cancelled", *_BROKEN_OUTCOMES} and status == told
         case Seen.BROKEN:
-            agree = outcome in _BROKEN_OUTCOMES and status == view.status
+            agree = outcome in _BROKEN_OUTCOMES and status == told
         case Seen.LEFT:
             # One that leaves while its end is on its way has been answered.
             agree = outcome in {"cancelled", "ok", *_BROKEN_OUTCOMES}
         case _:
             agree = outcome != "ok"
-    return [] if agree else [f"the client saw '{view.seen}' {view.status}, the log has '{outcome}' {status}"]
+    return [] if agree else [f"the client saw '{seen}' {told}, the log has '{outcome}' {status}"]
 
 
 def _of_lines(evidence: Evidence, late_seconds: float) -> list[str]:
