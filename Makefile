@@ -1,11 +1,16 @@
 # The two words that matter: `make run` (a demo) and `make test` (every check).
 # Variables: PYTHON, VENV, ARGS (for `run`: options of `balancer demo`; for `test`: of pytest;
-# for `faults`: of `python -m tests.faults`; for `bench`: of `python -m tests.benchmarks`).
+# for `faults`, `soak` and `bench`: of `python -m tests.faults`, `tests.soak` and `tests.benchmarks`). SECONDS and
+# JOBS are those of `fuzz`, MINUTES those of `soak`.
 
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+SECONDS ?= 600
+JOBS ?= 1
+MINUTES ?= 20
 UV_VERSION ?= 0.13.8
+FUZZ_VENV ?= .venv-fuzz
 NPM_TESTS := tests/e2e/npm
 
 BIN := $(VENV)/bin
@@ -21,7 +26,7 @@ DEVELOP := $(VENV)/.develop
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help run install test check npm faults bench lock clean
+.PHONY: help run install test check npm faults bench fuzz soak lock clean
 
 help:
 	@echo 'make run      set up and start the demo: three simulated instances, one address'
@@ -30,6 +35,8 @@ help:
 	@echo 'make check    lint, format, types and import rules'
 	@echo 'make faults   half an hour of faults under load, written to docs/faults.md'
 	@echo 'make bench    half an hour of measuring beside other proxies, written to docs/benchmarks.md'
+	@echo 'make fuzz     each parser for SECONDS=600 under hypothesis and under atheris, JOBS=1 at once'
+	@echo 'make soak     mixed traffic with aborting clients for MINUTES=20, and what it left behind'
 	@echo 'make lock     write the lock files anew (UPGRADE=--upgrade for newer versions)'
 	@echo 'make clean    remove the environment and all caches'
 
@@ -71,18 +78,27 @@ faults: $(DEVELOP)
 bench: $(DEVELOP)
 	@$(BIN)/python -m tests.benchmarks --markdown docs/benchmarks.md $(ARGS)
 
+# In an environment of its own: atheris is not built for every platform.
+fuzz: $(FUZZ_VENV)/.installed
+	@$(FUZZ_VENV)/bin/python -m tests.fuzz --seconds $(SECONDS) --jobs $(JOBS) $(ARGS)
+
+# ARGS such as `--requests 10000` or `--set fast_path=off`.
+soak: $(DEVELOP)
+	@$(BIN)/python -m tests.soak --minutes $(MINUTES) $(ARGS)
+
 lock: $(CREATED)
 	@tools=$$(mktemp -d) && trap 'rm -rf "$$tools"' EXIT && \
 	$(BIN)/python -m venv "$$tools" && \
 	"$$tools/bin/python" -m pip --disable-pip-version-check --no-input -q install uv==$(UV_VERSION) && \
 	"$$tools/bin/uv" $(COMPILE) $(UPGRADE) pyproject.toml -o requirements.lock && \
 	"$$tools/bin/uv" $(COMPILE) $(UPGRADE) --group dev pyproject.toml -o requirements-dev.lock && \
-	if grep -n '://' requirements.lock requirements-dev.lock; then \
+	"$$tools/bin/uv" $(COMPILE) $(UPGRADE) --group fuzz pyproject.toml -o requirements-fuzz.lock && \
+	if grep -n '://' requirements.lock requirements-dev.lock requirements-fuzz.lock; then \
 		echo 'make lock: a lock file names an address' >&2; exit 1; \
 	fi
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis dist \
+	rm -rf $(VENV) $(FUZZ_VENV) .fuzz .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis dist \
 		$(NPM_TESTS)/node_modules
 	find balancer tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -107,4 +123,10 @@ $(INSTALLED): requirements.lock | $(CREATED)
 $(DEVELOP): requirements-dev.lock pyproject.toml | $(CREATED)
 	$(PIP) install --require-hashes -r requirements-dev.lock
 	$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(FUZZ_VENV)/.installed: requirements-fuzz.lock
+	$(PYTHON) -m venv $(FUZZ_VENV)
+	$(FUZZ_VENV)/bin/python -m pip --disable-pip-version-check --no-input -q install \
+		--require-hashes -r requirements-fuzz.lock
 	@touch $@
