@@ -3,6 +3,7 @@
     BalancerError
     ├── ClientError              the request itself cannot be served
     │   ├── MalformedRequest     400
+    │   │   └── BrokenFraming    400, where one request ends and the next begins is not certain
     │   ├── Forbidden            403
     │   ├── UnknownModel         404
     │   ├── UnknownPath          404
@@ -10,7 +11,10 @@
     │   ├── RequestTooSlow       408
     │   ├── BodyTooLarge         413
     │   ├── UnsupportedEncoding  415
+    │   ├── UnsupportedMediaType 415
+    │   ├── UnknownExpectation   417
     │   ├── HeadersTooLarge      431
+    │   ├── UnsupportedCoding    501
     │   ├── SlowReader           499, cut after it left too much unread
     │   └── ClientLeft           499, nobody is there to be told
     ├── FleetError               the balancer cannot serve it now
@@ -47,12 +51,14 @@ class Source(StrEnum):
 
 
 class BalancerError(Exception):
-    """Base of all; `str()` is what a client may read: no addresses, no internals."""
+    """Base of all; `str()` is what a client may read: no addresses, no internals. Where it `closes`, nothing
+    more is read of the client's connection."""
 
     source = Source.BALANCER
     status = 500
     retryable = False
     kind = "internal"
+    closes = False
 
 
 class ClientError(BalancerError):
@@ -65,6 +71,12 @@ class ClientError(BalancerError):
 
 class MalformedRequest(ClientError):
     """The body or a header cannot be understood, or could be understood in two ways."""
+
+
+class BrokenFraming(MalformedRequest):
+    """Its length or its head could be read in two ways, so what follows it is not certain to be a request."""
+
+    closes = True
 
 
 class Forbidden(ClientError):
@@ -110,6 +122,7 @@ class RequestTooSlow(ClientError):
 
     status = 408
     kind = "slow_request"
+    closes = True
 
 
 class BodyTooLarge(ClientError):
@@ -117,6 +130,7 @@ class BodyTooLarge(ClientError):
 
     status = 413
     kind = "body_too_large"
+    closes = True
 
 
 class UnsupportedEncoding(ClientError):
@@ -124,6 +138,30 @@ class UnsupportedEncoding(ClientError):
 
     status = 415
     kind = "unsupported_encoding"
+    closes = True
+
+
+class UnsupportedMediaType(ClientError):
+    """A body that a page of elsewhere could send without being asked first."""
+
+    status = 415
+    kind = "unsupported_media_type"
+
+
+class UnknownExpectation(ClientError):
+    """An Expect header that is not understood."""
+
+    status = 417
+    kind = "unknown_expectation"
+    closes = True
+
+
+class UnsupportedCoding(ClientError):
+    """A Transfer-Encoding that is not read."""
+
+    status = 501
+    kind = "unsupported_coding"
+    closes = True
 
 
 class HeadersTooLarge(ClientError):
@@ -131,6 +169,7 @@ class HeadersTooLarge(ClientError):
 
     status = 431
     kind = "headers_too_large"
+    closes = True
 
 
 class SlowReader(ClientError):
@@ -180,6 +219,7 @@ class Stopping(FleetError):
     """The balancer is being stopped."""
 
     kind = "stopping"
+    closes = True
 
 
 class NoFiles(FleetError):

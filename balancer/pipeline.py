@@ -18,7 +18,7 @@ from balancer.accounting.record import RequestRecord
 from balancer.admission.asked import read_asked
 from balancer.admission.body_budget import BodyBudget, HeldBody
 from balancer.admission.identity import identify, require_model_changes
-from balancer.admission.origin import allowed_origin, check_host
+from balancer.admission.origin import allowed_origin, check_host, require_asked_media_type
 from balancer.attempts import Attempts
 from balancer.clock import Clock
 from balancer.core.operation import Kind, Operation
@@ -30,8 +30,6 @@ from balancer.errors import (
     Forbidden,
     HeadersTooLarge,
     MethodNotAllowed,
-    Source,
-    Stopping,
     UnsupportedEncoding,
 )
 from balancer.forwarding.answers import Answers
@@ -42,7 +40,7 @@ from balancer.protocol.encoding import inflate_zstd
 from balancer.protocol.endings import read_counters
 from balancer.protocol.errors import error_body
 from balancer.protocol.headers import Headers, header, upstream_headers
-from balancer.protocol.parse import parse_request
+from balancer.protocol.parse import parse_request, refuse_model_in_query
 from balancer.protocol.routes import Match, Treatment, dialect_of, find_route
 from balancer.telemetry.logs import Logger
 from balancer.upstream.client import UpstreamRequest
@@ -146,7 +144,9 @@ class Pipeline:
             held.release()
 
     def _check_headers(self, request: ClientRequest, record: RequestRecord) -> None:
-        """Refuse too many headers, and requests that a web page of elsewhere makes a browser send."""
+        """Refuse heads that are not sound, and requests that a web page of elsewhere makes a browser send."""
+        if request.fault is not None:
+            raise request.fault
         size = sum(map(len, chain.from_iterable(request.headers))) + 4 * len(request.headers)
         if size > self.policy.headers_bytes:
             raise HeadersTooLarge(f"the headers are larger than {self.policy.headers_bytes} bytes")
@@ -155,6 +155,8 @@ class Pipeline:
             check_host(host, own_name=self.policy.own_name)
         origin = request.fields.get("origin")
         record.allow_origin = allowed_origin(origin, host, cors_origins=self.policy.cors_origins) or ""
+        if origin is not None and request.method == "POST":
+            require_asked_media_type(request.raw_path, request.fields.get("content-type"))
 
     async def _answer_options(self, request: ClientRequest, record: RequestRecord, sink: Sink) -> None:
         """A browser's question before a request of another origin; to all others, that there is nothing."""
@@ -209,6 +211,8 @@ class Pipeline:
         content_type = request.fields.get("content-type") or ""
         parsed = parse_request(match, body, content_type=content_type, content_encoding=_encoding(request))
         operation = parsed.operation
+        if operation.kind is Kind.TRANSCRIBE:
+            refuse_model_in_query(request.query)
         self._note(operation, record)
         ticket = self._ticket(request, operation, record)
         upstream = UpstreamRequest(
@@ -301,9 +305,7 @@ class Pipeline:
             headers += _retry_after(error.retry_after_seconds)
         if isinstance(error, MethodNotAllowed):
             headers += (("Allow", ", ".join(error.allow)),)
-        if error.source is Source.CLIENT:
-            headers += (("Connection", "close"),) if error.status in {408, 413, 415} else ()
-        if isinstance(error, Stopping):
+        if error.closes:
             headers += (("Connection", "close"),)
         body = error_body(dialect_of(request.raw_path), error.status, str(error), record.request_id)
         try:

@@ -11,11 +11,12 @@ from ipaddress import ip_address, ip_network
 from urllib.parse import SplitResult, urlsplit
 
 from balancer.admission.identity import is_loopback
-from balancer.errors import Forbidden
+from balancer.errors import Forbidden, UnsupportedMediaType
 
 _LOCAL_SUFFIXES = (".localhost", ".local", ".internal")
 _PRIVATE = tuple(map(ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")))
 """Narrower than `is_private`, which counts every reserved range. Source: RFC 1918, RFC 4193."""
+_UNASKED = frozenset({"", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data"})
 _APP_SCHEMES = frozenset({"app", "file", "tauri", "vscode-webview", "vscode-file"})
 
 
@@ -52,6 +53,19 @@ def allowed_origin(origin: str | None, host: str | None, *, cors_origins: Collec
     ):
         return None
     raise Forbidden("pages of this origin are not allowed; name it in cors_origins")
+
+
+def require_asked_media_type(raw_path: str, content_type: str | None) -> None:
+    """Pass a body of a page for which its browser has asked first. A browser sends these few types, or none,
+    for any page without asking. Source: Fetch standard, CORS-safelisted request-header.
+
+    Raises:
+        UnsupportedMediaType: it is one of those, where JSON is wanted.
+    """
+    media_type = (content_type or "").partition(";")[0].strip().casefold()
+    form = media_type == "multipart/form-data" and raw_path == "/v1/audio/transcriptions"
+    if media_type in _UNASKED and not form and not raw_path.startswith("/api/blobs/"):
+        raise UnsupportedMediaType("pages send JSON here, with Content-Type: application/json")
 
 
 def _split(origin: str) -> SplitResult | None:

@@ -9,6 +9,7 @@ from typing import Protocol
 import msgspec
 
 from balancer.admission.body_budget import HeldBody
+from balancer.errors import ClientError
 from balancer.protocol.headers import Headers
 
 
@@ -35,7 +36,7 @@ class BodySource(Protocol):
 class ClientRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A request as the listener hands it over. `raw_path` and `query` are undecoded; header names
     and values are those of the wire. `fields` has the first value of each header by its name in lower
-    case."""
+    case. `fault` is what is wrong with its head."""
 
     id: str
     request_id: str
@@ -47,6 +48,7 @@ class ClientRequest(msgspec.Struct, frozen=True, kw_only=True):
     peer: str | None
     body: BodySource
     received_at: float
+    fault: ClientError | None = None
 
 
 class Sink(Protocol):

@@ -307,7 +307,7 @@ async def _read(exchange: Exchange) -> bytes:
 def _record(line: bytes) -> Mapping[str, object]:
     try:
         value = msgspec.json.decode(line)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return {"error": "sent a line that is not JSON"}
     return value if isinstance(value, dict) else {}
 

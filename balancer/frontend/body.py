@@ -7,8 +7,9 @@ from aiohttp import HttpVersion11, web
 from aiohttp.web_exceptions import HTTPException
 
 from balancer.admission.body_budget import HeldBody
-from balancer.errors import BodyTooLarge, ClientLeft, MalformedRequest, RequestTooSlow
-from balancer.frontend.connection import FastRequest
+from balancer.errors import BodyTooLarge, BrokenFraming, ClientLeft, HeadersTooLarge, RequestTooSlow
+from balancer.frontend.connection import BrokenBody, FastRequest
+from balancer.frontend.heads import UNPARSABLE
 
 
 class RequestBody:
@@ -23,7 +24,7 @@ class RequestBody:
         return self._request.content_length
 
     async def read(self, *, limit_bytes: int, held: HeldBody) -> bytes:
-        """The whole body. Raises as `BodySource.read` says, ClientLeft, and MalformedRequest where
+        """The whole body. Raises as `BodySource.read` says, ClientLeft, and BrokenFraming where
         its framing is broken."""
         if self.length is not None and self.length > limit_bytes:
             raise _too_large(limit_bytes)
@@ -59,8 +60,11 @@ class RequestBody:
                 raise RequestTooSlow(f"no byte of the body came in {self._idle_seconds:g} s") from error
             except ConnectionError as error:
                 raise ClientLeft("the client left while sending") from error
+            except BrokenBody as error:
+                kind = HeadersTooLarge if error.status == 431 else BrokenFraming
+                raise kind(str(error)) from error
             except (web.RequestPayloadError, HTTPException) as error:
-                raise MalformedRequest("the request body's framing is broken") from error
+                raise BrokenFraming(UNPARSABLE) from error
             if piece:
                 yield piece
 

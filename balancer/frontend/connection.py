@@ -6,19 +6,23 @@ apart are a connection that waits for a head and one that serves a request.
 
 import asyncio
 import logging
+import re
 import resource
 from collections.abc import Awaitable, Callable
+from http import HTTPMethod, HTTPStatus
 from typing import cast
+from uuid import uuid4
 
-from aiohttp import HttpVersion, HttpVersion11, StreamReader, web
+from aiohttp import EMPTY_PAYLOAD, HttpVersion, HttpVersion11, StreamReader, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.helpers import set_exception
-from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
+from aiohttp.http_exceptions import BadHttpMessage, BadHttpMethod, LineTooLong
 from aiohttp.http_parser import RawRequestMessage
-from aiohttp.web_protocol import RequestHandler
+from aiohttp.web_protocol import RequestHandler, _ErrInfo
 from multidict import CIMultiDictProxy
 
 from balancer.core.operation import Dialect
+from balancer.frontend.heads import UNPARSABLE
 from balancer.overdue import Overdue
 from balancer.protocol.errors import error_body
 from balancer.settings import LimitsSettings
@@ -27,6 +31,15 @@ _LINGER_SECONDS = 2.0
 """So long the rest of a refused body is read and thrown away, that the client may see why."""
 _READ_AHEAD_BYTES = 32768
 """Of a body that nobody has asked for yet, twice so much is read; it is in no budget."""
+_START_BYTES = 24
+_METHOD = re.compile(rb"([A-Za-z]+)(?: |\Z)")
+_METHODS = frozenset(each.encode() for each in HTTPMethod)
+_LAST_LOOK_SECONDS = 0.05
+_BETWEEN_CHUNKS_BYTES = 16384
+_BETWEEN_CHUNKS_RATIO = 16
+"""What stands between the chunks of a body may be so many bytes, and so many times what is in them: chunks of
+one byte need some five."""
+_REASONS = {each.value: each.phrase for each in HTTPStatus}
 _FILES_SHARE = 0.45
 """Of the open files that the process may have, so many may be client connections; each may need one to
 an instance."""
@@ -34,6 +47,14 @@ an instance."""
 _QUIET = logging.getLogger("balancer.aiohttp")
 _QUIET.addHandler(logging.NullHandler())
 _QUIET.propagate = False
+
+
+class BrokenBody(web.RequestPayloadError):
+    """What is wrong with a body, as it is to be told."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
 
 
 class FastRequest:
@@ -127,7 +148,7 @@ class Server(web.Server):
             self._fast
             and message.method == "POST"
             and message.version == HttpVersion11
-            and not message.upgrade
+            and "Upgrade" not in message.headers
             and isinstance(protocol, Connection)
             and protocol.transport is not None
         ):
@@ -147,7 +168,7 @@ class Connection(RequestHandler):
     path is known then, and so no dialect.
     """
 
-    __slots__ = ("_begun", "_heads", "_server")
+    __slots__ = ("_begun", "_between_bytes", "_body", "_heads", "_last_look", "_server", "_start")
 
     def __init__(
         self,
@@ -173,6 +194,10 @@ class Connection(RequestHandler):
         self._server = server
         self._heads = heads
         self._begun = False
+        self._last_look: asyncio.TimerHandle | None = None
+        self._body: StreamReader | None = None
+        self._between_bytes = 0
+        self._start = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         if self._server.is_full:
@@ -182,16 +207,26 @@ class Connection(RequestHandler):
         self._heads.begin(self)
 
     def data_received(self, data: bytes) -> None:
+        waiting = len(self._messages)
         super().data_received(data)
-        if self._messages or self._current_request is not None:
+        messages = self._messages
+        if messages or self._current_request is not None:
+            if messages and isinstance(messages[-1][0], _ErrInfo):
+                self._start = (self._start + data)[:_START_BYTES]
             self.head_is_in()
-        elif not self._begun:
+            if self._body is not None or (
+                messages and (len(data) > _BETWEEN_CHUNKS_BYTES or not messages[-1][1].is_eof())
+            ):
+                self._watch_body(len(data), begun=len(messages) - waiting)
+            return
+        self._start = (self._start + data if self._begun else data)[:_START_BYTES]
+        if not self._begun:
             self._begun = True
             if not self._heads.waits(self):  # a first head has had its time since the connection was made
                 self._heads.begin(self)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        self._heads.end(self)
+        self.head_is_in()
         super().connection_lost(exc)
 
     async def _handle_request(
@@ -222,18 +257,13 @@ class Connection(RequestHandler):
         """A head came in time; the next may begin whenever it likes, but must then be ended."""
         self._begun = False
         self._heads.end(self)
+        if self._last_look is not None:
+            self._last_look.cancel()
+            self._last_look = None
 
     def head_is_late(self) -> None:
-        """Close it; where a head was begun, tell why first."""
-        if self.transport is None or self._current_request is not None:
-            return
-        if self._begun:
-            body = error_body(Dialect.OLLAMA, 408, "the request's head took too long", "")
-            self.transport.write(
-                b"HTTP/1.1 408 Request Timeout\r\nContent-Type: application/json; charset=utf-8\r\n"
-                b"Connection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
-            )
-        self.transport.close()
+        """Look again in a moment: where the loop stood still, the head may be in and not read yet."""
+        self._last_look = self._loop.call_later(_LAST_LOOK_SECONDS, self._let_go)
 
     def handle_error(
         self,
@@ -242,18 +272,72 @@ class Connection(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
+        """Tell it and close. Raises ConnectionError always, by which aiohttp ends the connection."""
         self.head_is_in()
-        if request.writer.output_size > 0:
-            raise ConnectionError("an answer was begun already")
-        status, text = _told(status, exc)
-        response = web.Response(
-            status=status,
-            body=error_body(Dialect.OLLAMA, status, text, ""),
-            content_type="application/json",
-            charset="utf-8",
-        )
-        response.force_close()
-        return response
+        begun = request.writer.output_size > 0 or isinstance(exc, ConnectionError)
+        if not begun and self.transport is not None and not self.transport.is_closing():
+            begin = _METHOD.match(self._start) if isinstance(exc, BadHttpMethod) else None
+            unknown = begin is not None and begin[1] not in _METHODS
+            told = (501, "the method is not known here") if unknown else _told(status, exc)
+            self.transport.write(_plain_error(*told))
+            self.transport.close()
+        raise ConnectionError("the connection is closed")
+
+    def _let_go(self) -> None:
+        """Close it; where a head was begun, tell why first."""
+        self._last_look = None
+        if self.transport is None or self._current_request is not None:
+            return
+        if self._begun:
+            self.transport.write(_plain_error(408, "the request's head took too long"))
+        self.transport.close()
+
+    def _watch_body(self, received: int, *, begun: int) -> None:
+        """aiohttp tells a body nothing of what is wrong with it in a later read, and puts no bound on what
+        stands between its chunks. The newest `begun` messages were in this read."""
+        new = [self._messages[place] for place in range(-begun, 0)]
+        if new and isinstance(new[-1][0], _ErrInfo):
+            self._break_body(*_told(400, new[-1][0].exc))
+            return
+        if self._buffer_paused:  # what was received is not all parsed yet
+            self._body, self._between_bytes = None, 0
+            return
+        bodies = [payload for _, payload in new]
+        heads = sum(_head_bytes(message) for message, _ in new if isinstance(message, RawRequestMessage))
+        self._between_bytes += received - heads
+        content = sum(each.total_bytes for each in (*bodies, *([self._body] if self._body else ())))
+        if self._between_bytes - content > _BETWEEN_CHUNKS_BYTES + _BETWEEN_CHUNKS_RATIO * content:
+            for _ in new:
+                self._messages.pop()
+            self._messages.append((_ErrInfo(400, BadHttpMessage(UNPARSABLE), UNPARSABLE), EMPTY_PAYLOAD))
+            self._break_body(400, UNPARSABLE)
+            return
+        if bodies:
+            self._body, self._between_bytes = bodies[-1], bodies[-1].total_bytes
+        if self._body is not None and self._body.is_eof():
+            self._body, self._between_bytes = None, 0
+
+    def _break_body(self, status: int, text: str) -> None:
+        body, self._body = self._body, None
+        if body is not None and not (body.is_eof() or body.exception()):
+            set_exception(body, BrokenBody(status, text))
+
+
+def _head_bytes(message: RawRequestMessage) -> int:
+    line = len(message.method) + len(message.path) + len(b"  HTTP/1.1\r\n")
+    return line + sum(len(name) + len(value) + 4 for name, value in message.raw_headers) + 2
+
+
+def _plain_error(status: int, text: str) -> bytes:
+    """An answer to what is no request, in Ollama's shape."""
+    body = error_body(Dialect.OLLAMA, status, text, "")
+    return (
+        f"HTTP/1.1 {status} {_REASONS.get(status, '')}\r\n"
+        "Content-Type: application/json; charset=utf-8\r\n"
+        f"X-Request-ID: {uuid4().hex}\r\n"
+        f"Content-Length: {len(body)}\r\n"
+        "Connection: close\r\n\r\n"
+    ).encode() + body
 
 
 def _told(status: int, error: BaseException | None) -> tuple[int, str]:
@@ -263,4 +347,4 @@ def _told(status: int, error: BaseException | None) -> tuple[int, str]:
         return (414, "the request line is too long") if target else (431, "a header is too long")
     if isinstance(error, BadHttpMessage) and "too many headers" in str(error).casefold():
         return 431, "too many headers"
-    return (status, "the request cannot be parsed") if status < 500 else (status, "internal error")
+    return (status, UNPARSABLE) if status < 500 else (status, "internal error")

@@ -12,6 +12,7 @@ from balancer.forwarding.downstream import ClientRequest, Sink
 from balancer.frontend.body import RequestBody
 from balancer.frontend.connection import FastRequest, Server
 from balancer.frontend.fast_sink import FastSink
+from balancer.frontend.heads import fault_of
 from balancer.frontend.plain_sink import PlainSink
 from balancer.settings import Address, LimitsSettings
 from balancer.upstream.stream_memory import StreamMemory
@@ -124,6 +125,7 @@ class Listener:
         for name, value in request.headers.items():
             headers.append((str(name), value))
             fields.setdefault(name.lower(), value)
+        codings = request.headers.getall("Transfer-Encoding", ()) if "transfer-encoding" in fields else ()
         asked_id = fields.get("x-request-id", "")
         # Clients that talk to a proxy give the whole URL. Source: RFC 9112 §3.2.2.
         target = request.raw_path
@@ -139,4 +141,5 @@ class Listener:
             peer=request.remote,
             body=RequestBody(request, idle_seconds=self._limits.body_idle_seconds),
             received_at=self._clock.monotonic(),
+            fault=fault_of(request.method, target, request.version, fields, len(codings)),
         )

@@ -25,6 +25,8 @@ class PlainSink:
     """Satisfies `forwarding.downstream.Sink` for one request."""
 
     def __init__(self, request: web.BaseRequest, *, stall_seconds: float) -> None:
+        # Who asks for another protocol may go on in it: nothing after the answer is read.
+        self._closes = "Upgrade" in request.headers
         self._request = request
         self._stall_seconds = stall_seconds
         self.response: web.StreamResponse | None = None
@@ -37,7 +39,7 @@ class PlainSink:
         self.response = _Response(status=status, headers=CIMultiDict(headers))
         if content_length is not None:
             self.response.content_length = content_length
-        if (header(headers, "connection") or "").casefold() == "close":
+        if self._closes or (header(headers, "connection") or "").casefold() == "close":
             self.response.force_close()  # by the header alone aiohttp would say so and not do so
         await self._sent(self.response.prepare(self._request))
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import TypeVar
+from urllib.parse import parse_qsl
 
 import msgspec
 
@@ -96,6 +97,17 @@ def _read(match: Match, body: _Body) -> Operation:
         unload=_unloads(route, body),
         keeps_model=not (native and _is_no_time(body.keep_alive)),
     )
+
+
+def refuse_model_in_query(query: str) -> None:
+    """A form is not to be read in two ways: Go's form values come from the query first.
+    Source: Go net/http, Request.ParseMultipartForm and FormValue.
+
+    Raises:
+        MalformedRequest: the query names a model.
+    """
+    if any(key == "model" for key, _ in parse_qsl(query, keep_blank_values=True)):
+        raise MalformedRequest("the model belongs in the form, not in the query")
 
 
 def _operation(

@@ -7,7 +7,7 @@ alone: `test_relay_bodies.py`, `test_listener_limits.py` and `test_relay_leaving
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from balancer.core.operation import Dialect
 from tests.fakes.scripted_instance import END, chunk
@@ -50,7 +50,6 @@ class Row:
 
     Sent whole, cut in two at about `cuts` places, and byte by byte. Rows longer than 4 KiB are cut in their
     middle alone, and byte by byte means: the first `singles` bytes, then pieces of `step`.
-    `misses` says what the product does instead, for as long as it does.
     """
 
     number: int
@@ -62,7 +61,6 @@ class Row:
     singles: int = 1024
     step: int = 4096
     cuts: int = 8
-    misses: str = ""
 
     @property
     def id(self) -> str:
@@ -134,18 +132,16 @@ NEXT = sending(SMUGGLED)
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Rows of one number with one outcome; `misses` are those that the product does not treat so yet."""
+    """Rows of one number with one outcome."""
 
     number: int
     told: tuple[Told, ...]
     sent: dict[str, bytes]
     closes: bool | None = True
     upstream: tuple[Seen, ...] = ()
-    misses: dict[str, str] = field(default_factory=dict)
     cuts: int = 8
 
     def rows(self) -> Iterator[Row]:
-        assert not self.misses.keys() - self.sent.keys()
         for name, sent in self.sent.items():
             yield Row(
                 number=self.number,
@@ -155,5 +151,4 @@ class Group:
                 closes=self.closes,
                 upstream=self.upstream,
                 cuts=self.cuts,
-                misses=self.misses.get(name, ""),
             )
