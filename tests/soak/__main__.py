@@ -13,9 +13,10 @@ import uvloop
 from tests.faults.fleet import merged
 from tests.soak.run import soak
 
-_GROWTH_MIB_PER_10000 = 1.0
-"""With more for 10,000 requests, memory is said to leak: 105 bytes a request. A run of less than five
-minutes is not judged by it."""
+_GROWTH_MIB_PER_10000 = 5.0
+_BLOCKS_PER_REQUEST = 1.0
+"""With more than one of these, memory is said to leak. Bursts on a busy machine raise what the process
+holds by 0.5 to 3.6 MiB for 10,000 requests while no block stays. Runs under five minutes are not judged."""
 _JUDGED_SECONDS = 300
 
 
@@ -35,9 +36,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"seed                {chosen.seed}, settings {json.dumps(settings)}")
     for line in soaked.lines():
         print(line)
-    leaks = soaked.seconds >= _JUDGED_SECONDS and soaked.slope_mib_per_10000 > _GROWTH_MIB_PER_10000
+    leaks = soaked.seconds >= _JUDGED_SECONDS and (
+        soaked.slope_mib_per_10000 > _GROWTH_MIB_PER_10000 or soaked.blocks_per_request > _BLOCKS_PER_REQUEST
+    )
     if leaks:
-        print(f"memory grows by more than {_GROWTH_MIB_PER_10000} MiB for 10,000 requests")
+        print(
+            f"memory grows by more than {_GROWTH_MIB_PER_10000} MiB for 10,000 requests, "
+            f"or {_BLOCKS_PER_REQUEST} blocks for each"
+        )
     holds = not soaked.violations and not leaks
     print("holds" if holds else "does not hold")
     return 0 if holds else 1

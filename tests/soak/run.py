@@ -24,7 +24,7 @@ from tests.faults.client import Seen
 from tests.faults.fleet import ROOT, SETTINGS, BalancerProcess, environment, merged, until
 from tests.faults.ledger import against_log
 from tests.soak.traffic import Tally, Traffic
-from tests.soak.watched import TASKS_FILE
+from tests.soak.watched import INSIDE_FILE
 
 _SLOTS = 8
 _WARM_SHARE, _WARM_SECONDS = 1 / 3, 120.0
@@ -40,10 +40,12 @@ _DEFECTS = ("request_failed", "probe_failed")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """What the balancer's process holds at a time, in seconds since the begin."""
+    """What the balancer's process holds at a time, in seconds since the begin. `blocks` are those that
+    Python has allocated: they tell of a leak what the memory, which bursts raise for good, does not."""
 
     seconds: float
     memory_bytes: int
+    blocks: int
     descriptors: int
     tasks: int
     requests: int
@@ -93,6 +95,12 @@ class Soaked:
         )
         return line.slope * 10_000 / _MIB
 
+    @property
+    def blocks_per_request(self) -> float:
+        """How many blocks of memory stay behind of a request, behind the warm-up."""
+        line = linear_regression([each.requests for each in self.warm], [each.blocks for each in self.warm])
+        return line.slope
+
     def lines(self) -> Iterator[str]:
         """What is to be told of it."""
         count = Counter(str(each.seen) for each in self.tally.ended.values() if each.parsed)
@@ -108,6 +116,7 @@ class Soaked:
         )  # fmt: skip
         told = f"{grew:+.1f} MiB behind the warm-up, {by_time:+.2f} MiB a minute"
         yield _row("memory grew", f"{told}, {by_requests:+.2f} MiB for 10,000 requests")
+        yield _row("blocks grew", f"{self.blocks_per_request:+.2f} for each request")
         for name in ("descriptors", "tasks"):
             base, rest = getattr(self.base, name), getattr(self.rest, name)
             most = max(getattr(each, name) for each in self.samples)
@@ -168,7 +177,7 @@ class _Watch:
         self.samples: list[Sample] = []
         self._balancer = balancer
         self._traffic = traffic
-        self._place = balancer.config.with_name(TASKS_FILE)
+        self._place = balancer.config.with_name(INSIDE_FILE)
 
     async def sample(self) -> Sample:
         """What it holds now."""
@@ -178,6 +187,7 @@ class _Watch:
         return Sample(
             seconds=time.monotonic() - self.began,
             memory_bytes=self._balancer.held_bytes,
+            blocks=self._inside()["blocks"],
             descriptors=len(os.listdir(f"/proc/{self._balancer.process.pid}/fd")),
             tasks=sum(self.tasks_by_name().values()),
             requests=len(self._traffic.tally.ended),
@@ -193,7 +203,11 @@ class _Watch:
 
     def tasks_by_name(self) -> dict[str, int]:
         """Its tasks when it was asked last."""
-        told: dict[str, int] = json.loads(self._place.read_text())
+        told: dict[str, int] = self._inside()["tasks"]
+        return told
+
+    def _inside(self) -> dict[str, Any]:
+        told: dict[str, Any] = json.loads(self._place.read_text())
         return told
 
 

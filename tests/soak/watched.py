@@ -1,5 +1,6 @@
-"""`python -m tests.soak.watched ARGUMENT…`: the command `balancer`, which on SIGUSR1 writes how many tasks
-it has, and which, into a file beside its configuration. The product itself has no such door."""
+"""`python -m tests.soak.watched ARGUMENT…`: the command `balancer`, which on SIGUSR1 writes into a file
+beside its configuration which tasks it has and how many blocks of memory Python holds. The product itself
+has no such door."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from balancer.cli import main
 
-TASKS_FILE = "tasks.json"
+INSIDE_FILE = "inside.json"
 
 
 def watch(place: Path) -> None:
@@ -21,7 +22,7 @@ def watch(place: Path) -> None:
     def tell(_number: int, _frame: object) -> None:
         names = Counter(_name(task) for task in asyncio.all_tasks(asyncio.get_running_loop()))
         fresh = place.with_suffix(".new")
-        fresh.write_text(json.dumps(names))
+        fresh.write_text(json.dumps({"tasks": names, "blocks": sys.getallocatedblocks()}))
         fresh.replace(place)
 
     signal.signal(signal.SIGUSR1, tell)
@@ -32,5 +33,5 @@ def _name(task: asyncio.Task[object]) -> str:
 
 
 if __name__ == "__main__":
-    watch(Path(sys.argv[sys.argv.index("--config") + 1]).with_name(TASKS_FILE))
+    watch(Path(sys.argv[sys.argv.index("--config") + 1]).with_name(INSIDE_FILE))
     main()
