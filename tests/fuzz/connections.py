@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from balancer.errors import BalancerError, InstanceError
 from balancer.upstream.connection import Connection
 from balancer.upstream.exchange import ResponseHead
+from balancer.upstream.stream_memory import StreamMemory
 from tests.fuzz.recorded import exchanges
 from tests.fuzz.target import Target, byte_at, cut
 
@@ -81,7 +82,9 @@ async def _take(pieces: Sequence[bytes], *, head_only: bool) -> _Taken:
     transport = _Transport()
     connection = Connection(on_idle=idle.append, on_lost=lost.append)
     connection.connection_made(transport)
-    exchange = connection.begin(head_only=head_only, buffer_bytes=_BUFFER_BYTES)
+    exchange = connection.begin(
+        head_only=head_only, buffer_bytes=_BUFFER_BYTES, memory=StreamMemory(_BUFFER_BYTES)
+    )
     connection.write(b"x")
     connection.request_sent()
     for each in pieces:

@@ -70,8 +70,6 @@ def _examine_parsed(match: Match, parsed: Parsed, body: bytes, form: str) -> Non
         else:
             sent = body if parsed.body is None else parsed.body
             members = go_json.read_object(sent)
-            if _is_pending(operation.upstream_path, members) or not _is_text(sent):
-                return
             wanted = go_json.model_of(operation.upstream_path, members)
             streams = go_json.stream_of(operation.upstream_path, members, match.route.default_stream)
     except go_json.NoReading:
@@ -81,23 +79,6 @@ def _examine_parsed(match: Match, parsed: Parsed, body: bytes, form: str) -> Non
     assert operation.model == wanted.strip(), (operation.model, wanted)
     if operation.kind in {Kind.GENERATE, Kind.CHAT, Kind.RESPONSE, Kind.MANAGE}:
         assert operation.stream == streams, (operation.stream, streams)
-
-
-def _is_pending(path: str, members: go_json.Members) -> bool:
-    """Whether the parser is known to read it otherwise: keys that come twice, that are one of ours by full
-    case folding alone, or that name a model beside the source of a copy."""
-    keys = [key.casefold() for key, _ in members.pairs if key.casefold() in _KEYS]
-    simple = [go_json.fold(key) for key, _ in members.pairs if key.casefold() in _KEYS]
-    return len(set(keys)) < len(keys) or keys != simple or (path == "/api/copy" and len(keys) > 1)
-
-
-def _is_text(body: bytes) -> bool:
-    """Whether it is UTF-8; the parser is known to read halves of characters where it is not."""
-    try:
-        body.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def examine_path(data: bytes) -> None:
