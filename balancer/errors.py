@@ -14,7 +14,6 @@
     │   ├── UnsupportedMediaType 415
     │   ├── UnknownExpectation   417
     │   ├── HeadersTooLarge      431
-    │   ├── UnsupportedCoding    501
     │   ├── SlowReader           499, cut after it left too much unread
     │   └── ClientLeft           499, nobody is there to be told
     ├── FleetError               the balancer cannot serve it now
@@ -153,14 +152,6 @@ class UnknownExpectation(ClientError):
 
     status = 417
     kind = "unknown_expectation"
-    closes = True
-
-
-class UnsupportedCoding(ClientError):
-    """A Transfer-Encoding that is not read."""
-
-    status = 501
-    kind = "unsupported_coding"
     closes = True
 
 

@@ -14,7 +14,6 @@ from balancer.errors import (
     ClientError,
     MethodNotAllowed,
     UnknownExpectation,
-    UnsupportedCoding,
 )
 
 UNPARSABLE = "the request cannot be parsed"
@@ -42,7 +41,7 @@ def fault_of(
         if codings > 1 or not coding.strip() or version == HttpVersion10:
             return BrokenFraming(UNPARSABLE)
         if coding.strip().lower() != "chunked":
-            return UnsupportedCoding("no Transfer-Encoding but 'chunked' is read here")
+            return BrokenFraming("no Transfer-Encoding but 'chunked' is read here")
     expected = fields.get("expect")
     if expected is not None and expected.strip().lower() != "100-continue":
         return UnknownExpectation("no expectation but '100-continue' is met here")

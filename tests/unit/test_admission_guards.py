@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from balancer.admission.asked import read_asked
 from balancer.admission.body_budget import BodyBudget
 from balancer.admission.identity import identify, is_loopback, require_model_changes
-from balancer.admission.origin import allowed_origin, check_host
+from balancer.admission.origin import allowed_origin, check_host, require_asked_media_type
 from balancer.core.ticket import Priority
-from balancer.errors import BodyBudgetSpent, Forbidden, MalformedRequest
+from balancer.errors import BodyBudgetSpent, Forbidden, MalformedRequest, UnsupportedMediaType
 
 LOOPBACK = [
     "127.0.0.1",
@@ -284,3 +284,19 @@ def test_a_wait_that_is_no_number_above_zero_is_malformed(asked: str) -> None:
 )
 def test_a_session_is_short_printable_text_or_none(asked: str | None, session: str | None) -> None:
     assert session == read_asked(priority=None, session=asked, timeout=None, limit_seconds=1).session
+
+
+@pytest.mark.parametrize(
+    "media_type", [None, "", "text/plain", "TEXT/PLAIN; charset=utf-8", "application/x-www-form-urlencoded"]
+)
+def test_a_page_cannot_send_what_its_browser_sends_unasked(media_type: str | None) -> None:
+    with pytest.raises(UnsupportedMediaType):
+        require_asked_media_type("/api/chat", media_type)
+
+
+def test_a_page_can_send_json_forms_of_audio_and_blobs() -> None:
+    require_asked_media_type("/api/chat", "application/json")
+    require_asked_media_type("/v1/audio/transcriptions", "multipart/form-data; boundary=x")
+    require_asked_media_type("/api/blobs/sha256:1", None)
+    with pytest.raises(UnsupportedMediaType):
+        require_asked_media_type("/api/chat", "multipart/form-data; boundary=x")

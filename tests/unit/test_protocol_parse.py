@@ -7,7 +7,7 @@ import zstandard
 
 from balancer.core.operation import Dialect, Kind, Operation, Wire
 from balancer.errors import BodyTooLarge, MalformedRequest
-from balancer.protocol.parse import Parsed, parse_request
+from balancer.protocol.parse import Parsed, parse_request, refuse_model_in_query
 from balancer.protocol.routes import ROUTES, Treatment, find_route
 from tests.unit.unit_support import recordings
 
@@ -391,3 +391,14 @@ def test_half_a_character_is_read_as_ollama_reads_it() -> None:
 def test_half_a_character_excuses_nothing_else(body: bytes) -> None:
     with pytest.raises(MalformedRequest):
         parse("/api/generate", body)
+
+
+@pytest.mark.parametrize("query", ["model=b", "a=1&model=", "%6dodel=b", "+=&model=b"])
+def test_a_form_has_no_second_model_in_the_query(query: str) -> None:
+    with pytest.raises(MalformedRequest):
+        refuse_model_in_query(query)
+
+
+def test_other_things_may_stand_in_the_query() -> None:
+    refuse_model_in_query("")
+    refuse_model_in_query("language=model&x=model%3Db")
