@@ -165,14 +165,15 @@ async def test_load_that_a_full_instance_turns_down_is_tried_again_while_request
     async with ColdInstance().running() as one, balancing(one, each={"slots": 9}) as running:
         one.fail_loads(503, FULL)
         tasks = [ask(running, number=number) for number in range(5)]
-        await until(lambda: len(one.loads) == 2)
-        assert len(running.balancer.queue) == 5
+        await until(lambda: len(one.loads) >= 2 and len(running.balancer.queue) == 5)
         one.load_answer = whole(LOADED)
 
         answers = await asyncio.gather(*tasks)
 
         assert [each.status for each in answers] == [200] * 5
-        assert [each["outcome"] for each in running.logged("load_ended")] == ["busy", "busy", "ok"]
+        *turned_down, last = (each["outcome"] for each in running.logged("load_ended"))
+        assert (set(turned_down), last) == ({"busy"}, "ok")
+        assert len(turned_down) >= 2
 
 
 async def test_where_one_fails_to_load_another_instance_loads() -> None:
