@@ -57,6 +57,10 @@ class _Keys:
         return _Key(name)
 
 
+_Object = dict[_Key, msgspec.Raw]
+_decode_few = msgspec.json.Decoder(_Object, dec_hook=lambda _type, name: _Key(name)).decode
+
+
 def read_object(body: bytes) -> Fields:
     """The keys of the object that a body is.
 
@@ -92,7 +96,7 @@ def unambiguous(pairs: Iterable[tuple[str, msgspec.Raw]], *, of: str) -> Fields:
     for key, value in pairs:
         name = key.casefold()
         if name in folded:
-            raise MalformedRequest(f"{of} names '{name[:64]}' twice, maybe in several spellings")
+            raise MalformedRequest(f"{of} names {name[:64]!r} twice, maybe in several spellings")
         folded.add(name)
         fields[key] = value
     return fields
@@ -115,7 +119,10 @@ def _pairs(body: bytes) -> list[tuple[str, msgspec.Raw]]:
 
 
 def _decode_pairs(body: bytes | msgspec.Raw) -> list[tuple[str, msgspec.Raw]]:
-    found = msgspec.json.decode(body, type=dict[_Key, msgspec.Raw], dec_hook=_Keys().make)
+    if bytes(body).count(b'"') <= 2 * KEYS_LIMIT:
+        found = _decode_few(body)
+    else:
+        found = msgspec.json.decode(body, type=_Object, dec_hook=_Keys().make)
     for value in found.values():
         _check_number(value)
     return [(key.name, value) for key, value in found.items()]

@@ -7,6 +7,7 @@ decoder. A key is read only where the instance reads it, and refused where the t
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from typing import TypeVar
 from urllib.parse import parse_qsl
@@ -72,7 +73,7 @@ def parse_request(match: Match, body: bytes, *, content_type: str, content_encod
     """
     if match.route.kind is Kind.TRANSCRIBE and content_type.casefold().startswith("multipart/"):
         model = multipart_field(body, content_type, "model")
-        return Parsed(_operation(match, model=_required(model, Kind.TRANSCRIBE)))
+        return Parsed(_operation(match, model=_required(model)))
     if not match.route.methods or match.route.methods[0] in {"GET", "HEAD"}:
         return Parsed(_operation(match, model=match.parameter))
     if not body:
@@ -90,7 +91,7 @@ def _read(match: Match, body: _Body) -> Operation:
     native = route.dialect is Dialect.OLLAMA and route.kind in _RUNNING
     return _operation(
         match,
-        model=_required(_model(route, body), route.kind),
+        model=_required(_model(route, body)),
         options=_options(body.options) if native else None,
         shift=_boolean(body.shift, None) if native else None,
         stream=route.kind in _STREAMING and _stream(body.stream, default=route.default_stream),
@@ -138,7 +139,7 @@ def _predict_fields(match: Match, fields: Fields) -> Fields:
     """`/predict/{model}`: a generate request whose model stands in the path, and that streams only
     where it is asked to."""
     asked = _routed(fields)
-    model = _required(match.parameter, match.route.kind)
+    model = _required(match.parameter)
     named = _string(asked.model, "model")
     if named and canonical_name(named) != canonical_name(model):
         raise MalformedRequest(f"the body names another model than the path ('{model}')")
@@ -174,12 +175,17 @@ def _model(route: Route, body: _Body) -> str | None:
     return model or (name if reads_name else None)
 
 
-def _required(model: str | None, kind: Kind) -> str:
-    """A name that may be one. A host may stand before it where Ollama takes one, but never one that is
-    for this machine alone, nor a path out of where models are kept."""
+def _required(model: str | None) -> str:
     model = (model or "").strip()
     if not model:
         raise MalformedRequest("model is required")
+    return _sound(model)
+
+
+@lru_cache(maxsize=1024)
+def _sound(model: str) -> str:
+    """A name that may be one. A host may stand before it where Ollama takes one, but never one that is
+    for this machine alone, nor a path out of where models are kept."""
     if len(model) > _MODEL_NAME_LIMIT or any(not each.isprintable() or each.isspace() for each in model):
         raise MalformedRequest("invalid model name")
     scheme, separator, rest = model.rpartition("://")
@@ -207,16 +213,18 @@ def _string(raw: msgspec.Raw, key: str) -> str | None:
     if first_byte(raw) in _EMPTY_STARTS:
         return None
     try:
-        return msgspec.json.decode(raw, type=str)
+        return _decode_text(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise MalformedRequest(f"'{key}' must be a string") from error
 
 
+_decode_text = msgspec.json.Decoder(str).decode
+_BOOLEANS = {b"true": True, b"false": False}
 _Default = TypeVar("_Default", bool, None)
 
 
 def _boolean(raw: msgspec.Raw, default: _Default) -> bool | _Default:
-    return {b"true": True, b"false": False}.get(bytes(raw), default)
+    return _BOOLEANS.get(bytes(raw), default)
 
 
 def _stream(raw: msgspec.Raw, *, default: bool) -> bool:
