@@ -90,6 +90,7 @@ class Balancer:
         )
         self._memory_allowed = memory_allowed()
         self.stream_memory = StreamMemory(self._stream_memory_bytes(settings))
+        self.budget = BodyBudget(self._body_memory_bytes(settings))
         self.client = UpstreamClient(
             connect_seconds=settings.limits.connect_seconds,
             idle_seconds=_UPSTREAM_IDLE_SECONDS,
@@ -141,6 +142,8 @@ class Balancer:
             ledger=self.ledger,
             reloader=self.reloader,
             metrics=self.metrics,
+            bodies=self.budget,
+            streams=self.stream_memory,
             clock=self.clock,
             stopping=self._is_stopping,
         )
@@ -154,7 +157,6 @@ class Balancer:
             clock=self.clock,
             silent_seconds=settings.limits.stream_idle_seconds,
         )
-        self.budget = BodyBudget(self._body_memory_bytes(settings))
         self.pipeline = self._pipeline()
         self.listener = Listener(
             address=settings.listen,

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from balancer.accounting.ledger import Ledger
 from balancer.accounting.record import RequestRecord
+from balancer.admission.body_budget import BodyBudget
 from balancer.admission.queue import RequestQueue
 from balancer.clock import Clock
 from balancer.control.reloader import Reloader
@@ -13,6 +14,7 @@ from balancer.fleet.breaker import BreakerState
 from balancer.fleet.fleet import Fleet
 from balancer.fleet.instance import Instance
 from balancer.telemetry.metrics import Metrics
+from balancer.upstream.stream_memory import StreamMemory
 
 _LARGEST = 2**63
 _LEVELS = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
@@ -29,6 +31,8 @@ class Report:
         ledger: Ledger,
         reloader: Reloader,
         metrics: Metrics,
+        bodies: BodyBudget,
+        streams: StreamMemory,
         clock: Clock,
         stopping: Callable[[], bool],
     ) -> None:
@@ -37,6 +41,8 @@ class Report:
         self._ledger = ledger
         self._reloader = reloader
         self._metrics = metrics
+        self._bodies = bodies
+        self._streams = streams
         self._clock = clock
         self._stopping = stopping
 
@@ -126,6 +132,8 @@ class Report:
         gauges = (metrics.requests_waiting, metrics.model_vram, metrics.instance_up, metrics.breaker_state)
         for gauge in gauges:
             gauge.clear()
+        metrics.body_memory.set(self._bodies.held_bytes)
+        metrics.stream_memory.set(self._streams.held_bytes)
         for (model, priority), waiting in self._queue.waiting_by_model().items():
             metrics.requests_waiting.labels(model, priority).set(waiting)
         for instance in self._fleet.instances():

@@ -81,6 +81,10 @@ class Metrics:
             (),
             _OVERHEAD,
         )
+        self.body_memory = self._gauge("balancer_body_memory_bytes", "Held of request bodies", ())
+        self.stream_memory = self._gauge(
+            "balancer_stream_memory_bytes", "What slow readers have left of their streams", ()
+        )
         self.config_reload_success = self._gauge(
             "balancer_config_reload_success", "1 where the newest reload of the configuration went well", ()
         )

@@ -34,6 +34,8 @@ PROMISED = {
     "balancer_errors_total": {"instance", "model", "kind"},
     "balancer_loop_lag_seconds": set(),
     "balancer_proxy_overhead_seconds": set(),
+    "balancer_body_memory_bytes": set(),
+    "balancer_stream_memory_bytes": set(),
     "balancer_config_reload_success": set(),
     "balancer_config_reload_timestamp_seconds": set(),
     "balancer_build_info": {"version"},
