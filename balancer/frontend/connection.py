@@ -208,6 +208,9 @@ class Connection(RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         waiting = len(self._messages)
+        # An answer may go out before the request's body is in, whose rest begins no head; nor does the call
+        # without data by which aiohttp goes on reading.
+        in_body = self._body is not None and not self._body.is_eof()
         super().data_received(data)
         messages = self._messages
         if messages or self._current_request is not None:
@@ -218,6 +221,8 @@ class Connection(RequestHandler):
                 messages and (len(data) > _BETWEEN_CHUNKS_BYTES or not messages[-1][1].is_eof())
             ):
                 self._watch_body(len(data), begun=len(messages) - waiting)
+            return
+        if not data or in_body:
             return
         self._start = (self._start + data if self._begun else data)[:_START_BYTES]
         if not self._begun:
