@@ -230,6 +230,10 @@ class Pipeline:
         held.release()
         try:
             await self._relay(exchange, operation, record, sink)
+        except asyncio.CancelledError:
+            if exchange.overflowed:  # the connection was cut, which is told as if the client had left
+                record.outcome = "slow_reader"
+            raise
         finally:
             exchange.cancel()
 

@@ -84,6 +84,7 @@ class Exchange:
         self.taken_bytes = 0
         self.tail = Tail()
         self.left = False
+        self.overflowed = False
 
     @property
     def answered(self) -> bool:
@@ -144,7 +145,7 @@ class Exchange:
     def end_when_silent(self, seconds: float) -> None:
         """Fail it once no byte has come for so long after its first, while it is being read."""
         loop = asyncio.get_running_loop()
-        if self._silence is None and not self._ended:
+        if self._silence is None and not self._ended and self._error is None:
             self._silence = loop.call_later(seconds, self._check_silence, seconds)
 
     async def next_chunk(self) -> bytes | None:
@@ -207,11 +208,6 @@ class Exchange:
         """Whether the answer is a web page, which no instance gives: something else sits there."""
         return self._head is not None and self._head.media_type == "text/html"
 
-    @property
-    def overflowed(self) -> bool:
-        """Whether it was ended as its reader left too much untaken."""
-        return isinstance(self._error, SlowReader)
-
     def when_answered(self, call: Callable[[], None] | None) -> None:
         """Call once when the head is in, or when there will be none; at once where that is so
         already. None takes a call back that was not made yet."""
@@ -235,7 +231,8 @@ class Exchange:
     def cancel(self, error: BalancerError | None = None) -> None:
         """End it now, and the connection with it unless the answer is whole. Idempotent. Without an
         error it is our side that has left: what is held goes too, and `left` says so where the answer was
-        not whole."""
+        not whole. `overflowed` says that its reader left too much untaken, were it whole or not."""
+        self.overflowed |= isinstance(error, SlowReader)
         if not self._ended and self._error is None:
             self.left = error is None
             self.fail(error or ConnectionLost("cancelled"))
