@@ -39,17 +39,20 @@ class Overdue(Generic[Key]):
         return key in self._since
 
     def _look(self) -> None:
+        try:
+            while self._since and self._left() <= 0:
+                key = next(iter(self._since))
+                del self._since[key]
+                self._tell(key)
+        finally:  # whatever came of telling, the others still wait
+            self._armed = False
+            if self._since:
+                self._arm(max(0.0, self._left()))
+
+    def _left(self) -> float:
+        """Seconds until the first of them is due."""
         assert self._loop is not None
-        self._armed = False
-        now = self._loop.time()
-        while self._since:
-            key, since = next(iter(self._since.items()))
-            left = since + self.seconds - now
-            if left > 0:
-                self._arm(left)
-                return
-            del self._since[key]
-            self._tell(key)
+        return next(iter(self._since.values())) + self.seconds - self._loop.time()
 
     def _arm(self, seconds: float) -> None:
         assert self._loop is not None
