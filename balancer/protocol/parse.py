@@ -141,7 +141,7 @@ def _predict_fields(match: Match, fields: Fields) -> Fields:
     asked = _routed(fields)
     model = _required(match.parameter)
     named = _string(asked.model, "model")
-    if named and canonical_name(named) != canonical_name(model):
+    if named and canonical_name(_required(named)) != canonical_name(model):
         raise MalformedRequest(f"the body names another model than the path ('{model}')")
     if not first_byte(asked.prompt):
         raise MalformedRequest('prompt is required: {"prompt": "…"}')
