@@ -55,7 +55,8 @@ def _as_json(event: Mapping[str, object], **_options: object) -> str:
         line = _encode(event)
     except (UnicodeEncodeError, msgspec.MsgspecError):
         return json.dumps(event, default=repr)
-    return line.decode() if line.isascii() else json.dumps(event, default=repr)
+    plain = line.isascii() and b"\x7f" not in line
+    return line.decode() if plain else json.dumps(event, default=repr)
 
 
 class _Unfailing:
