@@ -21,7 +21,7 @@ def _limit_files(root: Path, own: Path) -> list[Path]:
     version 2. In a container the path may be one of the host's, of which only the root is to be seen.
     """
     try:
-        lines = own.read_text().splitlines()
+        lines = own.read_text(errors="surrogateescape").splitlines()
     except OSError:
         return []
     files = []
