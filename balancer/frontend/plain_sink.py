@@ -14,11 +14,10 @@ class _Response(web.StreamResponse):
     """A StreamResponse that says nothing of itself: no Server, and no content type made up."""
 
     async def _prepare_headers(self) -> None:
-        typed = "Content-Type" in self.headers
+        own = [name for name in ("Server", "Content-Type") if name not in self.headers]
         await super()._prepare_headers()
-        self.headers.popall("Server", None)
-        if not typed:
-            self.headers.popall("Content-Type", None)
+        for name in own:
+            self.headers.popall(name, None)
 
 
 class PlainSink:
