@@ -9,7 +9,7 @@ from typing import Protocol
 import msgspec
 
 from balancer.admission.body_budget import HeldBody
-from balancer.errors import ClientError
+from balancer.errors import BalancerError, ClientError
 from balancer.protocol.headers import Headers
 
 
@@ -66,9 +66,10 @@ class Sink(Protocol):
     async def write(self, chunk: bytes) -> None:
         """Send a piece of the body, as one HTTP chunk where the body is chunked."""
 
-    def outlet(self, overflowed: Callable[[], None]) -> Callable[[bytes], None] | None:
-        """What takes a piece of a stream at once, as `write` does but without waiting; `overflowed` is
-        called when the client leaves too much of it unread. None where every write has to wait."""
+    def outlet(self, end: Callable[[BalancerError], None]) -> Callable[[bytes], None] | None:
+        """What takes a piece of a stream at once, as `write` does but without waiting; `end` is called
+        where the client wants no more: with SlowReader when it leaves too much unread, with ClientLeft
+        when it has left. None where every write has to wait."""
 
     async def finish(self) -> None:
         """End the answer properly."""

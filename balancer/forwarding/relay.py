@@ -17,7 +17,6 @@ from balancer.protocol.errors import error_record
 from balancer.protocol.headers import Headers, downstream_headers
 from balancer.upstream.exchange import Exchange, ResponseHead
 
-_NOT_READ = "the client does not read its answer"
 _UNFINISHED = "the instance ended the answer before it was complete"
 
 
@@ -46,8 +45,9 @@ async def relay(
     answer ends abnormally; this never raises for what the instance does."""
     exchange.when_overflowed(sink.abort)
     headers = downstream_headers(head.headers) + own_headers
-    await sink.start(head.status, headers, content_length=head.content_length)
-    outlet = sink.outlet(lambda: exchange.cancel(SlowReader(_NOT_READ))) if head.streams else None
+    # A stream goes out without a length: by one it would look whole where its last record is missing.
+    await sink.start(head.status, headers, content_length=None if head.streams else head.content_length)
+    outlet = sink.outlet(exchange.cancel) if head.streams else None
     first_byte_at: float | None = None
     try:
         while (chunk := await exchange.next_chunk()) is not None:

@@ -11,7 +11,7 @@ from http import HTTPStatus
 
 from aiohttp.helpers import rfc822_formatted_time
 
-from balancer.errors import ClientLeft
+from balancer.errors import BalancerError, ClientLeft, SlowReader
 from balancer.frontend.connection import FastRequest
 from balancer.protocol.headers import Headers
 from balancer.upstream.exchange import BURST, IDLE_SECONDS
@@ -40,7 +40,7 @@ class FastSink:
         self._written_bytes = 0
         self._taken_bytes = 0
         self._taken_at = 0.0
-        self._overflowed: Callable[[], None] | None = None
+        self._end: Callable[[BalancerError], None] | None = None
         self.started = False
         self.keep_alive = request.keep_alive
 
@@ -70,11 +70,12 @@ class FastSink:
         await self._drained()
 
     async def write(self, chunk: bytes) -> None:
-        self._send(b"%x\r\n%b\r\n" % (len(chunk), chunk) if self._chunked else chunk)
+        if chunk:  # an HTTP chunk of no bytes would be the last
+            self._send(b"%x\r\n%b\r\n" % (len(chunk), chunk) if self._chunked else chunk)
         await self._drained()
 
-    def outlet(self, overflowed: Callable[[], None]) -> Callable[[bytes], None]:
-        self._overflowed = overflowed
+    def outlet(self, end: Callable[[BalancerError], None]) -> Callable[[bytes], None]:
+        self._end = end
         self._taken_at = self._loop.time()
         return self._flow
 
@@ -96,13 +97,13 @@ class FastSink:
 
     def cut(self) -> None:
         """End it as all streams together hold too much."""
-        if self._overflowed is not None:
-            self._overflowed()
+        if self._end is not None:
+            self._end(SlowReader("the client does not read its answer"))
         self.abort()
 
     def close(self) -> None:
         """The request is served; what the client has not taken yet is its transport's affair."""
-        self._overflowed = None
+        self._end = None
         if self._counted:
             self._memory.forget(self)
 
@@ -112,13 +113,16 @@ class FastSink:
             data, self._head = self._head + data, b""
         if data and not self._transport.is_closing():
             self._transport.write(data)
+            self._written_bytes += len(data)
 
     def _flow(self, chunk: bytes) -> None:
         """A piece of a stream; nothing here waits."""
         if self._transport.is_closing():
+            # The loss of the connection is told by aiohttp, but not before what it holds was taken.
+            if self.held_bytes and self._end is not None:
+                self._end(ClientLeft("the client left"))
             return
         self._send(b"%x\r\n%b\r\n" % (len(chunk), chunk) if self._chunked else chunk)
-        self._written_bytes += len(chunk)
         if self._connection.writing_paused:
             self._check_backlog()
         elif self._counted:

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 from multidict import CIMultiDict
 
-from balancer.errors import ClientLeft
+from balancer.errors import BalancerError, ClientLeft
 from balancer.protocol.headers import Headers, header
 
 
@@ -46,7 +46,7 @@ class PlainSink:
         assert self.response is not None
         await self._sent(self.response.write(chunk))
 
-    def outlet(self, overflowed: Callable[[], None]) -> None:
+    def outlet(self, end: Callable[[BalancerError], None]) -> None:
         return None
 
     async def finish(self) -> None:
