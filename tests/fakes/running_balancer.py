@@ -17,6 +17,8 @@ from tests.fakes.raw_client import Answer, RawClient, connected, request
 from tests.fakes.scripted_instance import PATIENCE_SECONDS, TASK_NAME, ScriptedInstance
 
 _LOOK_SECONDS = 0.005
+SETTINGS: dict[str, Any] = {}
+"""What every balancer is given whose test does not say otherwise; for fixtures."""
 
 
 async def until(holds: Callable[[], object], what: str = "a state that was to come") -> None:
@@ -147,4 +149,4 @@ def _settings(instances: Sequence[ScriptedInstance], settings: dict[str, Any]) -
             {"url": instance.url, "name": names[index], **each} for index, instance in enumerate(instances)
         ],
     }
-    return Settings.model_validate({**values, **settings})
+    return Settings.model_validate({**values, **SETTINGS, **settings})

@@ -9,6 +9,8 @@ from balancer.fleet.health import HealthState
 from tests.fakes.running_balancer import balancing, until
 from tests.fakes.scripted_instance import ScriptedInstance
 
+pytestmark = pytest.mark.both_sinks
+
 GENERATE = {"model": "m", "prompt": "hi", "stream": False}
 ROW = {"name": "m", "model": "m", "digest": "d"}
 DEEP = b"[" * 100_000 + b"]" * 100_000

@@ -8,6 +8,8 @@ from balancer.upstream.pool import Pool
 from tests.fakes.running_balancer import balancing
 from tests.fakes.scripted_instance import ScriptedInstance
 
+pytestmark = pytest.mark.both_sinks
+
 GENERATE = {"model": "m", "prompt": "hi", "stream": False}
 HOST = b"Host: localhost\r\n"
 

@@ -22,6 +22,8 @@ from tests.fakes.scripted_instance import (
     whole,
 )
 
+pytestmark = pytest.mark.both_sinks
+
 GENERATE = {"model": "m", "prompt": "hi"}
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 SMALL = {"body_bytes": "4KiB"}

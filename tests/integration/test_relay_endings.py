@@ -20,6 +20,8 @@ from tests.fakes.scripted_instance import (
     head,
 )
 
+pytestmark = pytest.mark.both_sinks
+
 NDJSON = head(200, "Content-Type: application/x-ndjson", "Transfer-Encoding: chunked")
 SSE = head(200, "Content-Type: text/event-stream", "Transfer-Encoding: chunked")
 

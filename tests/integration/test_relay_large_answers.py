@@ -17,6 +17,8 @@ from tests.fakes.scripted_instance import (
     whole,
 )
 
+pytestmark = pytest.mark.both_sinks
+
 EMBED = {"model": "m", "input": ["a", "b"]}
 GENERATE = {"model": "m", "prompt": "hi"}
 LARGE = b'{"model":"m","embeddings":[' + b"[0.25]," * 3_000_000 + b"[1]]}"

@@ -19,6 +19,8 @@ from tests.fakes.scripted_instance import (
     head,
 )
 
+pytestmark = pytest.mark.both_sinks
+
 GENERATE = {"model": "m", "prompt": "hi"}
 STREAMED = head(200, "Content-Type: application/x-ndjson", "Transfer-Encoding: chunked")
 LINE = b'{"model":"m","response":"a","done":false}\n'

@@ -19,6 +19,8 @@ from tests.fakes.scripted_instance import (
     whole,
 )
 
+pytestmark = pytest.mark.both_sinks
+
 GENERATE = {"model": "m", "prompt": "hi"}
 ONE_SLOT = {"slots": 1}
 

@@ -26,6 +26,8 @@ from tests.fakes.scripted_instance import (
     whole,
 )
 
+pytestmark = pytest.mark.both_sinks
+
 GENERATE = {"model": "m", "prompt": "hi"}
 FAILURES: dict[str, Script] = {
     "closed before it read": (Close(),),

@@ -8,6 +8,8 @@ from tests.fakes.raw_client import request
 from tests.fakes.running_balancer import balancing, until
 from tests.fakes.scripted_instance import DONE, END, ScriptedInstance, Send, Stall, Wait, chunk, head
 
+pytestmark = pytest.mark.both_sinks
+
 GENERATE = {"model": "m", "prompt": "hi"}
 STREAMED = head(200, "Content-Type: application/x-ndjson", "Transfer-Encoding: chunked")
 LINE = b'{"model":"m","response":"a","done":false}\n'

@@ -21,6 +21,8 @@ from tests.fakes.scripted_instance import (
     whole,
 )
 
+pytestmark = pytest.mark.both_sinks
+
 GENERATE = {"model": "m", "prompt": "hi"}
 LINES = tuple(b'{"model":"m","response":"%d","done":false}\n' % number for number in range(20))
 STREAMED = head(200, "Content-Type: application/x-ndjson", "Transfer-Encoding: chunked")

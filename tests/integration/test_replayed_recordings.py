@@ -19,7 +19,10 @@ from tests.fakes.running_balancer import Running, balancing
 from tests.fakes.scripted_instance import END, ScriptedInstance, Send, Step, Turn, chunk
 
 RECORDINGS = Path(__file__).parent.parent / "recordings" / "exchanges.jsonl"
-pytestmark = pytest.mark.skipif(not RECORDINGS.exists(), reason="no recordings of a real server at hand")
+pytestmark = [
+    pytest.mark.both_sinks,
+    pytest.mark.skipif(not RECORDINGS.exists(), reason="no recordings of a real server at hand"),
+]
 
 # For the listener: what is malformed, what a browser asks, what a Host header names.
 NOT_FOR_RELAYING = ("malformed/*", "host/*", "origin/*", "preflight/*")
