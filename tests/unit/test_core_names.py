@@ -121,3 +121,14 @@ def test_only_a_cloud_tag_makes_a_cloud_name(name: str, cloud: bool) -> None:
 )
 def test_a_namespace_is_told_as_it_is_spelled(name: str, namespace: str) -> None:
     assert namespace == namespace_of(name)
+
+
+@pytest.mark.parametrize("ask", [canonical_name, is_cloud_name])
+def test_no_more_names_are_kept_in_mind_than_are_worth_it(ask: object) -> None:
+    """Clients choose them."""
+    for number in range(3000):
+        ask(f"model-{number}")  # type: ignore[operator]
+
+    assert ask.cache_info().currsize <= 1024  # type: ignore[attr-defined]
+    assert canonical_name("model-0") == "model-0:latest"
+    assert not is_cloud_name("model-0")

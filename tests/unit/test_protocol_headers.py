@@ -1,6 +1,8 @@
 """Which headers pass, each way."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from balancer.protocol.headers import HOP_BY_HOP, downstream_headers, header, upstream_headers
 
@@ -100,3 +102,39 @@ def test_the_first_of_several_values_is_read_in_any_case() -> None:
 
     assert header(headers, "x-request-id") == "1"
     assert header(headers, "host") is None
+
+
+TOKENS = st.sampled_from(
+    ["X-A", "x-a", "X-B", "Host", "Origin", "Cookie", "TE", "Upgrade", "X-Balancer-A", "Accept"]
+)
+PAIRS = st.lists(
+    st.tuples(TOKENS, st.just("v"))
+    | st.tuples(
+        st.sampled_from(["Connection", "connection", "CONNECTION"]),
+        st.lists(TOKENS | st.sampled_from(["", "close", "keep-alive"]), max_size=4).map(" ,\t".join),
+    ),
+    max_size=12,
+)
+
+
+@pytest.mark.parametrize("passing", BOTH_WAYS)
+@given(headers=PAIRS)
+def test_what_passes_is_in_no_list_and_named_by_no_connection(
+    passing: object, headers: list[tuple[str, str]]
+) -> None:
+    """Wherever those Connections stand, and however the names are spelled."""
+    values = [value for name, value in headers if name.casefold() == "connection"]
+    named = {token.strip().casefold() for value in values for token in value.split(",")}
+    alone = [pair for pair in headers if passing([pair]) == (pair,)]  # type: ignore[operator]
+
+    expected = tuple(pair for pair in alone if pair[0].casefold() not in named)
+    assert expected == passing(headers)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("passing", BOTH_WAYS)
+def test_more_names_than_are_kept_in_mind_change_nothing(passing: object) -> None:
+    kept = [(f"X-{number}", "v") for number in range(3000)]
+    ended = [(f"X-Balancer-{number}", "v") for number in range(3000)]
+
+    for _ in range(2):
+        assert tuple(kept) == passing([*kept, *ended, ("Keep-Alive", "v")])  # type: ignore[operator]

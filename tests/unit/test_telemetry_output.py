@@ -126,6 +126,42 @@ def test_a_json_line_is_one_line_and_gives_values_back(value: str, other: str) -
     )
 
 
+ODD = (
+    st.text(max_size=10)
+    | st.text("\ud800\udfffa\u00e9\x00\x7f\u2028", max_size=10)
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.binary(max_size=5)
+    | st.sampled_from([object(), ValueError("\ud800\n\x1b["), object, None, True, frozenset({1}), 1 << 70])
+    | st.just(float("nan"))
+)
+
+
+@given(ODD | st.lists(ODD, max_size=3) | st.dictionaries(st.text(max_size=5), ODD, max_size=3), HOSTILE)
+def test_a_json_line_is_one_of_printable_ascii_whatever_the_value(value: object, other: str) -> None:
+    log, stream = logger("json")
+
+    log.info("request_finished", model=value, error=other)
+
+    text = stream.getvalue()
+    assert text.endswith("\n")
+    assert text[:-1].isascii()
+    assert text[:-1].isprintable()
+    assert json.loads(text)["error"] == other
+
+
+@pytest.mark.parametrize("value", ["plain", "\x7f", "\x1b[2J", "é", "\ud800", "\u2028"])
+def test_both_ways_to_write_a_json_line_give_the_same_value(value: str) -> None:
+    log, stream = logger("json")
+
+    log.info("request_finished", model=value, count=1 << 63, wait_seconds=0.1, nothing=None, told=True)
+
+    told = json.loads(stream.getvalue())
+    assert told["model"] == value
+    rest = {key: told[key] for key in ("count", "wait_seconds", "nothing", "told")}
+    assert rest == {"count": 1 << 63, "wait_seconds": 0.1, "nothing": None, "told": True}
+
+
 @given(HOSTILE)
 def test_a_console_line_is_one_line_and_controls_no_terminal(value: str) -> None:
     log, stream = logger("console")
