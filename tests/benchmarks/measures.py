@@ -8,7 +8,7 @@ import json
 import math
 import urllib.request
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tests.benchmarks.bounds import Bound
 from tests.benchmarks.crowd import crowd, large_bodies
@@ -23,7 +23,6 @@ _IDLE_MS = 45_000
 """Longer than any measure lasts, shorter than the silence after which the balancer cuts an answer."""
 _MIB = 1 << 20
 BOUND_BYTES = 512 * _MIB
-_BOUNDED_BODIES_BYTES = 64 * _MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,8 +128,6 @@ class Measure:
     bounded: bool = False
     own_only: bool = False
     """Of the balancer only."""
-    settings: Mapping[str, object] = field(default_factory=dict)
-    """Of the balancer; they win over those of the plan."""
 
     def ports(self, scale: Scale) -> int:
         """So many addresses the instance needs: each may be declared with a bounded number of slots."""
@@ -316,15 +313,13 @@ MEASURES = {
             name="bounded",
             about=lambda scale: (
                 f"{scale.bounded_idle} such streams, and {scale.bodies} bodies of "
-                f"{scale.body_bytes // _MIB} MiB at once, in {BOUND_BYTES // _MIB} MiB "
-                f"with `limits.body_memory_bytes` of {_BOUNDED_BODIES_BYTES // _MIB} MiB"
+                f"{scale.body_bytes // _MIB} MiB at once, in {BOUND_BYTES // _MIB} MiB"
             ),
             run=_bounded,
             at_once=lambda scale: scale.bounded_idle + scale.bodies,
             fresh=True,
             bounded=True,
             own_only=True,
-            settings={"limits": {"body_memory_bytes": _BOUNDED_BODIES_BYTES}},
         ),
     )
 }

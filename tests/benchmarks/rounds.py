@@ -147,7 +147,7 @@ async def _measured(
             folder=folder,
             instance_ports=instance_ports,
             wrapper=bound.wrapper if isinstance(bound, Bound) else (),
-            settings=_merged(turn.plan.settings, *(each.settings for each in turn.measures)),
+            settings=turn.plan.settings,
         )
     )
     stack.callback(started.child.end)
@@ -168,16 +168,6 @@ async def _measured(
         tell(f"  {turn.proxy.name:14} {measure.name:8} {_line(found)}")
         measured.append((measure, found))
     return measured
-
-
-def _merged(*settings: Mapping[str, object]) -> dict[str, object]:
-    """The later ones win, key by key within a group."""
-    merged: dict[str, object] = {}
-    for each in settings:
-        for key, value in each.items():
-            old = merged.get(key)
-            merged[key] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
-    return merged
 
 
 async def _quietest(measure: Measure, scene: Scene) -> Found:
