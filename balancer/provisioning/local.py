@@ -7,8 +7,9 @@ can be read the answer is None, which is no fault. These calls block for a few m
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 _LISTEN = "0A"
@@ -33,8 +34,9 @@ def find_local_ollama(port: int, *, proc: Path = Path("/proc")) -> LocalOllama |
     inodes = {inode for table in ("tcp", "tcp6") for inode in _listening(proc / "net" / table, port)}
     if not inodes:
         return None
-    pid = next((pid for pid in _pids(proc) if _holds_socket(proc / str(pid), inodes)), None)
-    if pid is None or _text(proc / str(pid) / "comm").strip() != "ollama":
+    named = (pid for pid in _pids(proc) if _text(proc / str(pid) / "comm").strip() == "ollama")
+    pid = next((pid for pid in named if _holds_socket(proc / str(pid), inodes)), None)
+    if pid is None:
         return None
     environment = dict(
         entry.partition("=")[::2] for entry in _text(proc / str(pid) / "environ").split("\0") if "=" in entry
@@ -69,10 +71,14 @@ def _value_after(flag: str, arguments: list[str]) -> str | None:
 
 
 def _listening(table: Path, port: int) -> Iterator[str]:
-    for line in _text(table).splitlines()[1:]:
-        columns = line.split()
-        if len(columns) > 9 and columns[3] == _LISTEN and int(columns[1].rpartition(":")[2], 16) == port:
-            yield f"socket:[{columns[9]}]"
+    """Those that listen stand before all others. Source: Linux net/ipv4/tcp_ipv4.c, tcp_seq_start."""
+    with suppress(OSError), table.open(errors="replace") as lines:
+        for line in islice(lines, 1, None):
+            columns = line.split()
+            if len(columns) < 10 or columns[3] != _LISTEN:
+                return
+            if int(columns[1].rpartition(":")[2], 16) == port:
+                yield f"socket:[{columns[9]}]"
 
 
 def _pids(proc: Path) -> Iterator[int]:

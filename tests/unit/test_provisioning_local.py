@@ -142,7 +142,7 @@ def test_what_is_no_runner_of_it_tells_no_slots(machine: Machine, parent: int, a
 
 
 def test_another_port_or_another_state_is_not_it(machine: Machine) -> None:
-    machine.listen("tcp", socket_line(11434, 777, state="01"), socket_line(11435, 777))
+    machine.listen("tcp", socket_line(11435, 777), socket_line(11434, 777, state="01"))
     machine.run(42, sockets=(777,))
 
     assert machine.find() is None
