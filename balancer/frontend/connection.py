@@ -39,6 +39,7 @@ _BETWEEN_CHUNKS_BYTES = 16384
 _BETWEEN_CHUNKS_RATIO = 16
 """What stands between the chunks of a body may be so many bytes, and so many times what is in them: chunks of
 one byte need some five."""
+_NOT_COUNTED = -(1 << 62)
 _REASONS = {each.value: each.phrase for each in HTTPStatus}
 _FILES_SHARE = 0.45
 """Of the open files that the process may have, so many may be client connections; each may need one to
@@ -304,12 +305,11 @@ class Connection(RequestHandler):
         if new and isinstance(new[-1][0], _ErrInfo):
             self._break_body(*_told(400, new[-1][0].exc))
             return
-        if self._buffer_paused:  # what was received is not all parsed yet
-            self._body, self._between_bytes = None, 0
-            return
         bodies = [payload for _, payload in new]
         heads = sum(_head_bytes(message) for message, _ in new if isinstance(message, RawRequestMessage))
         self._between_bytes += received - heads
+        if self._buffer_paused or self._reading_paused:  # what was received is not all parsed yet
+            self._between_bytes = _NOT_COUNTED
         content = sum(each.total_bytes for each in (*bodies, *([self._body] if self._body else ())))
         if self._between_bytes - content > _BETWEEN_CHUNKS_BYTES + _BETWEEN_CHUNKS_RATIO * content:
             for _ in new:
@@ -318,7 +318,7 @@ class Connection(RequestHandler):
             self._break_body(400, UNPARSABLE)
             return
         if bodies:
-            self._body, self._between_bytes = bodies[-1], bodies[-1].total_bytes
+            self._body, self._between_bytes = bodies[-1], min(self._between_bytes, bodies[-1].total_bytes)
         if self._body is not None and self._body.is_eof():
             self._body, self._between_bytes = None, 0
 

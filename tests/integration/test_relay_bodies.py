@@ -90,6 +90,19 @@ async def test_chunked_body_goes_to_the_instance_in_one_piece(step: int) -> None
         assert seen.header("transfer-encoding") is None
 
 
+@pytest.mark.parametrize("requests_in_one_read", [1, 3])
+async def test_body_may_come_in_chunks_of_one_byte(requests_in_one_read: int) -> None:
+    body = large(40_000)
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + END
+    head = request("/api/generate", None, CHUNKED)
+    async with ScriptedInstance().running() as one, balancing(one) as running, running.client() as client:
+        await client.send((head + chunks) * requests_in_one_read)
+        answers = [await client.answer() for _ in range(requests_in_one_read)]
+
+        assert [answer.status for answer in answers] == [200] * requests_in_one_read
+        assert [each.body for each in one.requests] == [body] * requests_in_one_read
+
+
 async def test_body_that_stands_still_is_told_408() -> None:
     limits = {"body_idle_seconds": 0.1}
     async with (
