@@ -122,7 +122,10 @@ CASES = {
     "no body": Case(body=b"", status=400),
     "too large": Case(body=b"x" * 5000, status=413),
     "coded": Case(headers=("Content-Encoding: br",), status=415),
-    "of another origin": Case((Send(whole()),), headers=("Origin: http://localhost:3000",)),
+    "of another origin": Case(
+        (Send(whole()),), headers=("Origin: http://localhost:3000", "Content-Type: application/json")
+    ),
+    "of a page unasked": Case(headers=("Origin: http://localhost:3000",), status=415),
     "from a page of elsewhere": Case(headers=("Origin: http://evil.example",), status=403),
     "answered here": Case(path="/api/show", body={"model": "m"}),
     "merged stream": Case(
