@@ -246,3 +246,15 @@ def test_no_answer_crashes_the_verdict(body: bytes, size: int) -> None:
         for kind in Kind:
             assert judge(stream(kind, dialect), tail) in Ending
             read_counters(stream(kind, dialect), tail)
+
+
+@pytest.mark.parametrize("digits", [19, 400, 900])
+def test_a_number_that_counts_nothing_is_no_counter(digits: int) -> None:
+    """No float holds the larger ones, so to add them up would fail."""
+    number = b"9" * digits
+    numbers = b'"eval_count":%b,"eval_duration":%b,"prompt_eval_count":7' % (number, number)
+    native = fed(b'{"model":"m","done":true,%b}\n' % numbers)
+    usage = fed(b'data: {"usage":{"prompt_tokens":7,"completion_tokens":%b}}\n\ndata: [DONE]\n\n' % number)
+
+    assert Counters(7) == read_counters(GENERATE, native)
+    assert Counters(7) == read_counters(stream(Kind.CHAT, Dialect.OPENAI), usage)

@@ -318,6 +318,8 @@ def test_predict_takes_another_spelling_of_its_model_and_no_other_model() -> Non
     assert parse("/predict/x", {"prompt": "", "model": "library/X:latest"}).operation.model == "x"
     with pytest.raises(MalformedRequest, match="another model"):
         parse("/predict/x", {"prompt": "", "model": "y"})
+    with pytest.raises(MalformedRequest, match="invalid model name"):
+        parse("/predict/x", {"prompt": "", "model": "x" * 1_000_000})
 
 
 @pytest.mark.parametrize("body", [{}, {"messages": []}, {"model": "x"}])
