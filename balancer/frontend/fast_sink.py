@@ -86,6 +86,7 @@ class FastSink:
     async def break_off(self, record: bytes) -> None:
         self._send(b"%x\r\n%b\r\n" % (len(record), record) if record and self._chunked else record)
         self.keep_alive = False
+        await self._drained()  # and not let go of before: it stands in memory, and is counted there
         # Closed, not aborted, so that what was written still arrives; the body's end does not.
         self._transport.close()
         if self.held_bytes:
