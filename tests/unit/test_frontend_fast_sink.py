@@ -46,6 +46,8 @@ class Client:
         assert not self.closing
         self.writes.append(data)
         self.untaken_bytes += len(data)
+        if self.writing_paused:
+            self.resumed.clear()
 
     def take(self, count: int) -> None:
         self.untaken_bytes = max(0, self.untaken_bytes - count)
@@ -220,7 +222,23 @@ async def test_what_is_left_is_counted_until_it_is_taken() -> None:
     assert memory.held_bytes == 0
 
 
-@pytest.mark.parametrize("end", ["close", "abort", "break_off", "cut"])
+@pytest.mark.parametrize("end", ["finish", "break_off"])
+async def test_what_is_left_is_counted_to_its_end_though_the_stream_is_over(end: str) -> None:
+    memory = StreamMemory(1 << 20)
+    stream = await Stream(memory).begin()
+    stream.give(b"x" * 900)
+    ending = asyncio.create_task(stream.sink.finish() if end == "finish" else stream.sink.break_off(b"told"))
+    await asyncio.sleep(0)
+
+    assert not ending.done()
+    assert memory.held_bytes > 900
+    stream.client.take(1 << 20)
+    await ending
+    assert stream.client.closing is (end == "break_off")
+    assert stream.client.sent.endswith(b"0\r\n\r\n" if end == "finish" else b"4\r\ntold\r\n")
+
+
+@pytest.mark.parametrize("end", ["close", "abort", "cut"])
 async def test_nothing_is_counted_once_it_is_over(end: str) -> None:
     memory = StreamMemory(1 << 20)
     stream = await Stream(memory).begin()
@@ -229,8 +247,6 @@ async def test_nothing_is_counted_once_it_is_over(end: str) -> None:
     match end:
         case "abort":
             stream.sink.abort()
-        case "break_off":
-            await stream.sink.break_off(b"told")
         case "cut":
             stream.sink.cut()
     stream.give(b"late")
