@@ -158,6 +158,7 @@ def test_both_ways_to_write_a_json_line_give_the_same_value(value: str) -> None:
 
     told = json.loads(stream.getvalue())
     assert told["model"] == value
+    assert stream.getvalue()[:-1].isprintable()
     rest = {key: told[key] for key in ("count", "wait_seconds", "nothing", "told")}
     assert rest == {"count": 1 << 63, "wait_seconds": 0.1, "nothing": None, "told": True}
 
