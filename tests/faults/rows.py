@@ -96,7 +96,19 @@ def both_truncations_told(scene: Scene) -> Iterable[str]:
 
 
 async def stop_process(scene: Scene) -> None:
-    scene.fleet.first.pause()
+    """Stop it while a request waits there for the first byte of its answer."""
+    first = scene.fleet.first
+
+    def asked() -> bool:
+        return any(not each.said and not each.over for each in first.passthrough.requests)
+
+    while True:
+        await until(asked)
+        first.pause()
+        await asyncio.sleep(0.05)  # by then what it had said before is in
+        if asked():
+            return
+        first.go_on()
 
 
 async def continue_process(scene: Scene) -> None:
