@@ -308,7 +308,7 @@ class Dispatcher:
             self._timer = None
         times = [at for at in (self._queue.next_deadline(), self._scheduler_wake_at) if at is not None]
         times += [self._cooling[0][0]] if self._cooling else []
-        if times:  # none waits as a rule
+        if times:
             delay = max(0.0, min(times) - now)
             self._timer = asyncio.get_running_loop().call_later(delay, self.wake)
 

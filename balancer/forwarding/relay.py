@@ -62,9 +62,8 @@ async def relay(
     except ClientLeft:
         if not exchange.overflowed:
             raise
-        return Relayed(
-            "slow_reader", head.status, exchange.taken_bytes, first_byte_at
-        )  # cut in the middle of a write
+        # Cut in the middle of a write.
+        return Relayed("slow_reader", head.status, exchange.taken_bytes, first_byte_at)
     except (InstanceError, Stopping) as error:
         await _break_off(sink, operation, exchange, str(error), request_id)
         return Relayed("truncated", head.status, exchange.taken_bytes, first_byte_at)

@@ -45,18 +45,20 @@ def fault_of(
     expected = fields.get("expect")
     if expected is not None and expected.strip().lower() != "100-continue":
         return UnknownExpectation("no expectation but '100-continue' is met here")
-    return _misplaced(target if target[0] != "/" else "", fields.get("host", ""))
+    misplaced = _misplaced("" if target.startswith("/") else target, fields.get("host", ""))
+    return None if misplaced is None else BrokenFraming(misplaced)
 
 
 @lru_cache(maxsize=1024)
-def _misplaced(target: str, host: str) -> ClientError | None:
-    """Where Host is no host, or a target that names its host names another."""
+def _misplaced(target: str, host: str) -> str | None:
+    """What is wrong where Host is no host, or a target that names its host names another. In words: an
+    error that is kept would keep the frames of all who raise it."""
     if _HOST.fullmatch(host) is None:
-        return BrokenFraming("the Host header names no host")
+        return "the Host header names no host"
     named = _AUTHORITY.match(target)
     if named is None:
         return None
     scheme, authority = named[1].lower(), named[2].lower()
     if authority.removesuffix(_PORTS[scheme]) != host.lower().removesuffix(_PORTS[scheme]):
-        return BrokenFraming("the request's target names another host than its Host header")
+        return "the request's target names another host than its Host header"
     return None

@@ -129,7 +129,7 @@ class Listener:
         asked_id = fields.get("x-request-id", "")
         # Clients that talk to a proxy give the whole URL. Source: RFC 9112 §3.2.2.
         target = request.raw_path
-        raw_path, _, query = (target if target[0] == "/" else _ABSOLUTE.sub("", target)).partition("?")
+        raw_path, _, query = (target if target.startswith("/") else _ABSOLUTE.sub("", target)).partition("?")
         return ClientRequest(
             id=own_id,
             request_id=asked_id if _REQUEST_ID.fullmatch(asked_id) else own_id,

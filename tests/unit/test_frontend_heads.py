@@ -106,3 +106,9 @@ def test_a_target_may_name_the_host_again(target: str, host: str) -> None:
 )
 def test_a_target_names_no_other_host(target: str, host: str) -> None:
     assert isinstance(fault(target=target, host=host), BrokenFraming)
+
+
+def test_an_error_is_told_once_and_not_kept() -> None:
+    told = fault(host="a b")
+
+    assert fault(host="a b") is not told
