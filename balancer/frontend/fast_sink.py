@@ -75,6 +75,7 @@ class FastSink:
         await self._drained()
 
     def outlet(self, end: Callable[[BalancerError], None]) -> Callable[[bytes], None]:
+        self._send(b"")
         self._end = end
         self._taken_at = self._loop.time()
         return self._flow
@@ -118,12 +119,15 @@ class FastSink:
 
     def _flow(self, chunk: bytes) -> None:
         """A piece of a stream; nothing here waits."""
-        if self._transport.is_closing():
+        transport = self._transport
+        if transport.is_closing():
             # The loss of the connection is told by aiohttp, but not before what it holds was taken.
             if self.held_bytes and self._end is not None:
                 self._end(ClientLeft("the client left"))
             return
-        self._send(b"%x\r\n%b\r\n" % (len(chunk), chunk) if self._chunked else chunk)
+        data = b"%x\r\n%b\r\n" % (len(chunk), chunk) if self._chunked else chunk
+        transport.write(data)
+        self._written_bytes += len(data)
         if self._connection.writing_paused:
             self._check_backlog()
         elif self._counted:

@@ -17,6 +17,9 @@ from balancer.core.operation import Dialect, Kind, Operation, Wire
 
 TAIL_BYTES = 2048
 HEAD_BYTES = 512
+_NEW_BYTES = 4096
+_OBJECT_BYTES = 41
+"""Of a bytes object and its place in a list, beside its content."""
 _CR = 0x0D
 
 
@@ -42,28 +45,53 @@ class Tail:
     """What a verdict needs of a body that passes by: its last `TAIL_BYTES`, and the first
     `HEAD_BYTES` of its last line that is not empty."""
 
-    __slots__ = ("_line_open", "data", "head")
+    __slots__ = ("_data", "_head", "_line_open", "_new", "_new_bytes")
 
     def __init__(self) -> None:
-        self.data = b""
-        self.head = b""
+        self._data = b""
+        self._head = b""
         self._line_open = False
+        self._new: list[bytes] = []
+        self._new_bytes = 0
 
     def feed(self, chunk: bytes) -> None:
-        """Take note of the next chunk, which is not empty."""
-        length = len(chunk.rstrip(b"\r\n"))
-        begin = chunk.rfind(b"\n", 0, length) + 1
+        """Take note of the next chunk, which is not empty. It is looked at with others, later."""
+        self._new.append(chunk)
+        self._new_bytes += len(chunk) + _OBJECT_BYTES
+        if self._new_bytes > _NEW_BYTES:
+            self._look()
+
+    @property
+    def data(self) -> bytes:
+        """The last `TAIL_BYTES`."""
+        self._look()
+        return self._data
+
+    @property
+    def head(self) -> bytes:
+        """The first `HEAD_BYTES` of the last line that is not empty."""
+        self._look()
+        return self._head
+
+    def _look(self) -> None:
+        if not self._new:
+            return
+        new = b"".join(self._new)
+        self._new.clear()
+        self._new_bytes = 0
+        length = len(new.rstrip(b"\r\n"))
+        begin = new.rfind(b"\n", 0, length) + 1
         if length and (begin or not self._line_open):
-            while chunk[begin] == _CR:
+            while new[begin] == _CR:
                 begin += 1
-            self.head = chunk[begin : begin + HEAD_BYTES]
-        elif self._line_open and len(self.head) < HEAD_BYTES:
-            self.head = (self.head + chunk)[:HEAD_BYTES]
-        if chunk.find(b"\n", length) >= 0:
+            self._head = new[begin : begin + HEAD_BYTES]
+        elif self._line_open and len(self._head) < HEAD_BYTES:
+            self._head = (self._head + new)[:HEAD_BYTES]
+        if new.find(b"\n", length) >= 0:
             self._line_open = False
         elif length:
             self._line_open = True
-        self.data = chunk[-TAIL_BYTES:] if len(chunk) >= TAIL_BYTES else (self.data + chunk)[-TAIL_BYTES:]
+        self._data = new[-TAIL_BYTES:] if len(new) >= TAIL_BYTES else (self._data + new)[-TAIL_BYTES:]
 
     @property
     def last_line(self) -> bytes:

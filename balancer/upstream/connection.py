@@ -6,6 +6,7 @@ their bound, framing that could be read in two ways (refused).
 """
 
 import asyncio
+import re
 from collections.abc import Callable
 from enum import StrEnum
 from functools import lru_cache
@@ -22,6 +23,8 @@ HEAD_CODING = ("utf-8", "surrogateescape")
 """How the listener gives header bytes as text; the same here, so that they pass unchanged."""
 _HEAD_LIMIT_BYTES = 65536
 _INTERIM_LIMIT = 16
+_ONE_CHUNK = re.compile(rb"([1-9a-f][0-9a-f]{0,6})\r\n(.*)\r\n", re.DOTALL)
+"""A read that may be just one HTTP chunk, as tokens are sent. The parser reads extensions and the last."""
 
 
 class _Phase(StrEnum):
@@ -54,6 +57,7 @@ class Connection(asyncio.Protocol):
         self._exchange: Exchange | None = None
         self._phase = _Phase.IDLE
         self._drained: asyncio.Future[None] | None = None
+        self._between_chunks = False
         self.closed = False
 
     # -- used by the pool and the client
@@ -115,6 +119,14 @@ class Connection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by inheritance
 
     def data_received(self, data: bytes) -> None:
+        if self._between_chunks:
+            one = _ONE_CHUNK.fullmatch(data)
+            if one is not None and self._exchange is not None:
+                size, chunk = one.groups()
+                if int(size, 16) == len(chunk):
+                    self._exchange.receive_chunk(chunk)  # the parser stands where it stood
+                    return
+            self._between_chunks = False
         if self._phase is _Phase.IDLE:
             self.close()
             return
@@ -128,6 +140,10 @@ class Connection(asyncio.Protocol):
             self._refuse(f"it broke HTTP's framing ({type(error).__name__})")
         if self._phase is _Phase.HEAD and self._head_bytes > _HEAD_LIMIT_BYTES:
             self._refuse(f"its head is larger than {_HEAD_LIMIT_BYTES} bytes")
+        if self._between_chunks and not data.endswith(b"\r\n"):
+            self._between_chunks = False  # a part of what begins the next one was in the read
+        if self._reusable and self._head_only and not data.endswith(b"\n"):
+            self._surplus()  # of a body in the answer to a HEAD
         # Not before the parser has eaten the read: surplus bytes in it must still be seen. Not
         # later either: whoever waited for the end may send the next request at once.
         if self._reusable and not self.closed:
@@ -201,10 +217,16 @@ class Connection(asyncio.Protocol):
         if self._phase is _Phase.BODY and self._exchange is not None:
             self._exchange.receive(body)
         elif self._phase is _Phase.IDLE:
-            self._surplus()  # a body in the answer to a HEAD
+            self._surplus()
+
+    def on_chunk_header(self) -> None:
+        self._between_chunks = False
+        if self._phase is _Phase.IDLE:
+            self._surplus()
 
     def on_chunk_complete(self) -> None:
         if self._phase is _Phase.BODY and self._exchange is not None:
+            self._between_chunks = True
             self._exchange.end_chunk()
 
     def on_message_begin(self) -> None:
@@ -257,7 +279,7 @@ class Connection(asyncio.Protocol):
 
     def _complete(self, *, reusable: bool) -> None:
         exchange, self._exchange = self._exchange, None
-        self._phase = _Phase.IDLE
+        self._phase, self._between_chunks = _Phase.IDLE, False
         if exchange is not None:
             exchange.finish()
         self._reusable = reusable and self._sent and not self.closed and self._all_taken()
@@ -285,7 +307,7 @@ class Connection(asyncio.Protocol):
         self._on_lost(self)
 
     def _fail(self) -> None:
-        self._phase = _Phase.IDLE
+        self._phase, self._between_chunks = _Phase.IDLE, False
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             told = "before its answer" if not exchange.answered else "before its answer was whole"

@@ -269,6 +269,11 @@ class Exchange:
         chunk = self._partial[0] if len(self._partial) == 1 else b"".join(self._partial)
         self._partial.clear()
         self._partial_bytes = 0
+        self.receive_chunk(chunk)
+
+    def receive_chunk(self, chunk: bytes) -> None:
+        """From the connection: a whole HTTP chunk, where none has begun."""
+        self._received_at = self._time()
         if self._error is not None:
             return
         self.tail.feed(chunk)
