@@ -23,6 +23,7 @@ from balancer.control.lag import LagWatch
 from balancer.control.loader import Loader
 from balancer.control.prober import Prober, ProbeTimes
 from balancer.control.reloader import ConfigSource, Reloader
+from balancer.control.stall_watch import StallWatch
 from balancer.core.names import canonical_name
 from balancer.core.ticket import InstanceId
 from balancer.dispatch import Dispatcher
@@ -157,6 +158,18 @@ class Balancer:
             clock=self.clock,
             silent_seconds=settings.limits.stream_idle_seconds,
         )
+        self.stall_watch = StallWatch(
+            fleet=self.fleet,
+            client=self.control,
+            silences=self.attempts.silences,
+            give_up=self.attempts.give_up,
+            is_idle=self.prober.is_idle,
+            restart=lambda _instance: False,
+            unload_all=settings.health.unload_stalled,
+            metrics=self.metrics,
+            clock=self.clock,
+            log=log,
+        )
         self.pipeline = self._pipeline()
         self.listener = Listener(
             address=settings.listen,
@@ -194,6 +207,7 @@ class Balancer:
         self.client.use(connect_seconds=limits.connect_seconds, buffer_bytes=limits.stream_buffer_bytes)
         self.attempts.silent_seconds = limits.stream_idle_seconds
         self.prober.times = _probe_times(settings)
+        self.stall_watch.unload_all = settings.health.unload_stalled
         self.pipeline.policy = _policy(settings)
         self.listener.use(limits, fast=settings.fast_path)
         self.fleet.replace([self._kept_or_new(each, settings) for each in _chosen(settings)])
@@ -236,6 +250,7 @@ class Balancer:
                     group.create_task(self.loader.run()),
                     group.create_task(LagWatch(metrics=self.metrics, clock=self.clock).run()),
                     group.create_task(self.reloader.run()),
+                    group.create_task(self.stall_watch.run()),
                 ]
                 await self._first_probes()
                 opened(self._addresses())

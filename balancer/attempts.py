@@ -7,7 +7,7 @@ ended.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
@@ -16,7 +16,7 @@ from balancer.accounting.record import RequestRecord
 from balancer.admission.retry_budget import RetryBudget
 from balancer.clock import Clock
 from balancer.core.names import is_cloud_name
-from balancer.core.ticket import Blame, InstanceId, Lease, Outcome, Ticket, Verdict
+from balancer.core.ticket import Blame, InstanceId, Lease, Outcome, Silence, Ticket, Verdict
 from balancer.dispatch import Dispatcher
 from balancer.errors import (
     BalancerError,
@@ -24,6 +24,7 @@ from balancer.errors import (
     FleetError,
     InstanceError,
     InstanceStalled,
+    SlotLost,
     Stopping,
     Unfinished,
     UnknownModel,
@@ -56,6 +57,16 @@ _FULL_SECONDS = 1.0
 """An instance that says that its queue is full is asked again after so long."""
 
 
+class _Try:
+    """One lease and what is sent under it; no two are equal."""
+
+    __slots__ = ("lease", "upstream")
+
+    def __init__(self, lease: Lease, upstream: UpstreamRequest) -> None:
+        self.lease = lease
+        self.upstream = upstream
+
+
 class Attempts:
     """`refresh` brings the fleet's lists up to date (older than, wait at most), `look` asks for a probe
     of one instance now. An answer that has begun and then gives nothing for `silent_seconds` is cut."""
@@ -81,7 +92,8 @@ class Attempts:
         self._clock = clock
         self.silent_seconds = silent_seconds
         self._budget = RetryBudget()
-        self._silent: Overdue[tuple[int, InstanceId]] = Overdue(_SILENCE_SECONDS, lambda key: look(key[1]))
+        self._silent: Overdue[_Try] = Overdue(_SILENCE_SECONDS, self._stays_silent)
+        self._long_silent: dict[_Try, Silence] = {}
 
     def retry_after_seconds(self) -> float:
         """When a request that was turned away may try again, as dispatch estimates it."""
@@ -91,6 +103,16 @@ class Attempts:
         """Raise Stopping where nothing new is to be begun."""
         if self._dispatcher.stopping:
             raise Stopping("the balancer is being stopped; try again soon", retry_after_seconds=1.0)
+
+    def silences(self) -> Sequence[Silence]:
+        """Those under whose lease nothing has come for a while, oldest first."""
+        return tuple(self._long_silent.values())
+
+    def give_up(self, lease: Lease, error: InstanceError) -> None:
+        """Fail a try under whose lease nothing has come; its request is tried again if it may be."""
+        for each in tuple(self._long_silent):
+            if each.lease is lease:
+                self._client.give_up(lease.url, each.upstream, error)
 
     def learn(self, record: RequestRecord) -> None:
         """Take over what an answer tells of how fast its instance evaluates prompts."""
@@ -137,7 +159,8 @@ class Attempts:
             except InstanceError as error:
                 failure, reason, retry = error, error.kind, _retry(error)
                 broke_down = not isinstance(error, Unfinished)
-            ticket = ticket.excluding(lease.instance)
+            cured = isinstance(failure, SlotLost) and failure.cured
+            ticket = ticket.again() if cured else ticket.excluding(lease.instance)
             if not self._may_retry(ticket, retry, lease if broke_down else None):
                 if failure is None:
                     return exchange
@@ -146,7 +169,7 @@ class Attempts:
     async def _exchange(self, lease: Lease, record: RequestRecord, upstream: UpstreamRequest) -> Exchange:
         """As the client's, with a probe of an instance that stays silent: should it turn out to be
         down, the exchange fails and the request can go elsewhere. The lease goes back where it fails."""
-        silent = (lease.id, lease.instance)
+        silent = _Try(lease, upstream)
         self._silent.begin(silent)
         try:
             return await self._client.exchange(lease.url, upstream)
@@ -158,7 +181,8 @@ class Attempts:
             self._return(lease, record, Outcome(verdict=Verdict.NEUTRAL, kind="cancelled", in_prefill=left))
             raise
         finally:
-            self._silent.end(silent)
+            if not self._silent.end(silent):
+                del self._long_silent[silent]
 
     async def _judge(self, exchange: Exchange, lease: Lease, record: RequestRecord) -> Failure | None:
         """The failure that a whole error answer tells, else None; from here on the lease goes back with
@@ -190,6 +214,11 @@ class Attempts:
             self._look(lease.instance)
         exchange.when_ended(lambda _error: self._ended(lease, record, outcome))
         return told if body is not None else None
+
+    def _stays_silent(self, silent: _Try) -> None:
+        since = self._clock.monotonic() - _SILENCE_SECONDS
+        self._long_silent[silent] = Silence(silent.lease, since)
+        self._look(silent.lease.instance)
 
     def _may_retry(self, ticket: Ticket, retry: Retry, broken: Lease | None) -> bool:
         """Whether another try is worth it and allowed; `broken` is the lease under which an instance
@@ -247,6 +276,11 @@ class Attempts:
             self._return(lease, record, Outcome(verdict=Verdict.NEUTRAL, kind=error.kind))
             return
         self._ledger.failed(record, error.kind)
+        if isinstance(error, SlotLost):
+            verdict = Verdict.NEUTRAL if error.cured else Verdict.FAILURE
+            lost = Outcome(verdict=verdict, kind=error.kind, error=str(error), blames=Blame.MODEL)
+            self._return(lease, record, lost)
+            return
         instance = self._fleet.find(lease)
         if isinstance(error, ConnectFailed) and error.refused and instance is not None:
             self._fleet.failed(instance, str(error), refused=True, incarnation=lease.incarnation)
@@ -273,8 +307,10 @@ class Attempts:
 
 
 def _retry(error: InstanceError) -> Retry:
-    """Where no connection was made nothing was asked of an instance, so it is not counted."""
-    return Retry.FREE if isinstance(error, ConnectFailed) else Retry.COUNTED
+    """Where no connection was made nothing was asked of an instance, so it is not counted; nor where what
+    kept the request from being served is mended."""
+    mended = isinstance(error, SlotLost) and error.cured
+    return Retry.FREE if mended or isinstance(error, ConnectFailed) else Retry.COUNTED
 
 
 def _broken(kind: str, error: str) -> Outcome:

@@ -28,6 +28,7 @@
         ├── ConnectionLost       the connection ended before the answer did
         ├── InstanceDown         judged down while a request waited there
         ├── InstanceStalled      no byte of an answer that had begun came for too long
+        ├── SlotLost             nothing came and the runner was idle
         ├── Unfinished           the answer ended properly and had nothing in it
         └── BadResponse          what came back is not an HTTP answer that we relay
 
@@ -267,6 +268,17 @@ class InstanceStalled(InstanceError):
     """An answer had begun, and no further byte of it came for too long."""
 
     kind = "timeout"
+
+
+class SlotLost(InstanceError):
+    """The instance took the request and gives nothing, as its runner has lost the slot. Where it is `cured`
+    the model was unloaded for that, so that the request can be sent there again."""
+
+    kind = "slot_lost"
+
+    def __init__(self, message: str, *, cured: bool) -> None:
+        super().__init__(message)
+        self.cured = cured
 
 
 class Unfinished(InstanceError):

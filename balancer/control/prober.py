@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import msgspec
 
 from balancer.clock import Clock
+from balancer.core.names import ModelName
 from balancer.core.ticket import InstanceId
 from balancer.errors import ConnectFailed, ConnectionLost, InstanceError
 from balancer.fleet.fleet import Fleet
@@ -135,6 +136,24 @@ class Prober:
         self._renew(instance, now)
         if (renewal := self._renewing.get(instance.id)) is not None:
             await asyncio.wait((renewal.task,), timeout=wait_seconds)
+
+    async def is_idle(self, instance: Instance, model: ModelName) -> bool | None:
+        """Whether the runner of a model says that it works at nothing; None where it cannot be asked, as it
+        is not of this machine, or not to be seen. Source: llama.cpp tools/server README, `GET /slots`."""
+        runner = instance.inventory.runners.get(model) if instance.inventory else None
+        local = await asyncio.to_thread(self._find_local, instance)
+        if runner is None or local is None:
+            return None
+        blob = self._blobs.get(runner.digest) or await self._blob_of(instance, str(runner.row["name"]))
+        if blob not in local.ports:
+            return None
+        url = f"http://127.0.0.1:{local.ports[blob]}"
+        try:
+            slots = await self._client.get_rows(url, "/slots", timeout_seconds=self.times.timeout_seconds)
+        except InstanceError:
+            return None
+        told = [each.get("is_processing") for each in slots]
+        return not any(told) if told and all(isinstance(each, bool) for each in told) else None
 
     def changed(self) -> None:
         """Models were changed through us: no list that was read before is fresh any more."""

@@ -51,6 +51,10 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
         """The same request's next try, anywhere but there; its deadline and its place are kept."""
         return msgspec.structs.replace(self, attempt=self.attempt + 1, excluded=self.excluded | {instance})
 
+    def again(self) -> "Ticket":
+        """The same request's next try, there too."""
+        return msgspec.structs.replace(self, attempt=self.attempt + 1)
+
 
 class Trial(msgspec.Struct, frozen=True):
     """The numbers of a lease's trials of half-open breakers: of the instance's, of that of the model
@@ -77,6 +81,13 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     leased_at: float
     trial: Trial = NO_TRIAL
+
+
+class Silence(msgspec.Struct, frozen=True):
+    """A lease under which no byte of an answer has come since then (monotonic seconds)."""
+
+    lease: Lease
+    since: float
 
 
 class Verdict(StrEnum):

@@ -20,7 +20,8 @@ from balancer.fleet.residency import Inventory, Residency, Row, Runner
 class InstanceSpec:
     """What was configured for an instance. `max_concurrent_requests` caps all its runners together;
     `slots` is per runner, None where it is to be learned; `models` are those meant for it, none
-    meaning all; instances with the same `store` share one model directory."""
+    meaning all; instances with the same `store` share one model directory. A `managed` one was started by
+    the balancer."""
 
     id: InstanceId
     url: str
@@ -29,6 +30,7 @@ class InstanceSpec:
     slots: int | None = None
     models: frozenset[ModelName] = frozenset()
     store: str | None = None
+    managed: bool = False
 
 
 _BATCH_TOKENS = 512
@@ -63,6 +65,7 @@ class Instance:
         self._leased_at: dict[ModelName, list[float]] = {}
         self._cooling_of: Counter[ModelName] = Counter()
         self._paused_until = float("-inf")
+        self._answered_at: dict[ModelName, float] = {}
         self._prefill_rates: dict[ModelName, float] = {}
         self._generations = 0
 
@@ -209,6 +212,15 @@ class Instance:
         tokens = batch if ticket.prompt_tokens is None else min(batch, ticket.prompt_tokens)
         return min(tokens / rate, _COOLING_LONGEST_SECONDS)
 
+    def prefill_seconds(self, ticket: Ticket) -> float:
+        """How long its prompt should take at least, by what was measured; 0 where nothing was."""
+        rate = self._prefill_rates.get(ticket.variant.model) if ticket.variant is not None else None
+        return (ticket.prompt_tokens or 0) / rate if rate is not None else 0.0
+
+    def answered_at(self, model: ModelName) -> float:
+        """When a request for it last ended well here, monotonic seconds; minus infinity where none did."""
+        return self._answered_at.get(model, float("-inf"))
+
     def forget_runner(self, model: ModelName) -> None:
         """A model was unloaded; a list that was read before is not believed in this."""
         self.residency.unloaded(model)
@@ -219,6 +231,7 @@ class Instance:
     def forget_runners(self) -> None:
         """Its runners are gone with it; its models are still on its disk."""
         self.residency.forget()
+        self._answered_at.clear()
         if self.inventory is not None:
             self.inventory = replace(self.inventory, runners={})
 
@@ -250,6 +263,8 @@ class Instance:
         the runner, only returns its permit; so does what a model did that is in no list of this one."""
         variant = lease.ticket.variant
         assert variant is not None
+        if outcome.verdict is Verdict.SUCCESS:
+            self._answered_at[variant.model] = now
         if outcome.verdict is not Verdict.FAILURE and self.breakers.untroubled:
             return
         own = outcome if lease.incarnation == self.incarnation else NOTHING_SAID

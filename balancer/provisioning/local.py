@@ -19,17 +19,18 @@ _BLOB = re.compile(r"sha256-([0-9a-f]{64})")
 @dataclass(frozen=True, slots=True)
 class LocalOllama:
     """An Ollama server process here. Those with the same `models_id` read the same models; `slots`
-    maps the digest of a runner's model blob to its slots."""
+    maps the digest of a runner's model blob to its slots, `ports` to where it listens."""
 
     pid: int
     models_id: str
     slots: Mapping[str, int] = field(default_factory=dict)
+    ports: Mapping[str, int] = field(default_factory=dict)
 
 
 def find_local_ollama(port: int, *, proc: Path = Path("/proc")) -> LocalOllama | None:
     """The Ollama that listens on a port of this machine, None where there is none to be seen.
 
-    Source: Ollama v0.33 llm/llama_server.go starts `llama-server --model …/blobs/sha256-… -np N`.
+    Source: Ollama v0.33 llm/llama_server.go: `llama-server --model …/blobs/sha256-… --port P … -np N`.
     """
     inodes = {inode for table in ("tcp", "tcp6") for inode in _listening(proc / "net" / table, port)}
     if not inodes:
@@ -42,7 +43,13 @@ def find_local_ollama(port: int, *, proc: Path = Path("/proc")) -> LocalOllama |
         entry.partition("=")[::2] for entry in _text(proc / str(pid) / "environ").split("\0") if "=" in entry
     )
     models_dir = environment.get("OLLAMA_MODELS") or f"{environment.get('HOME', '')}/.ollama/models"
-    return LocalOllama(pid, _identity(proc / str(pid) / "root", models_dir), dict(_runners(proc, pid)))
+    runners = list(_runners(proc, pid))
+    return LocalOllama(
+        pid,
+        _identity(proc / str(pid) / "root", models_dir),
+        slots={blob: slots for blob, slots, _ in runners},
+        ports={blob: port for blob, _, port in runners if port is not None},
+    )
 
 
 def _identity(root: Path, models_dir: str) -> str:
@@ -55,15 +62,16 @@ def _identity(root: Path, models_dir: str) -> str:
     return f"{status.st_dev}:{status.st_ino}"
 
 
-def _runners(proc: Path, parent: int) -> Iterator[tuple[str, int]]:
+def _runners(proc: Path, parent: int) -> Iterator[tuple[str, int, int | None]]:
     for pid in _pids(proc):
         status = _text(proc / str(pid) / "stat").rpartition(")")[2].split()
         if len(status) > 1 and status[1] == str(parent):
             arguments = _text(proc / str(pid) / "cmdline").split("\0")
             blob = next((found for each in arguments if (found := _BLOB.search(each))), None)
             slots = _value_after("-np", arguments) or _value_after("--parallel", arguments)
+            port = _value_after("--port", arguments) or ""
             if blob is not None and slots is not None and slots.isdigit():
-                yield blob.group(1), int(slots)
+                yield blob.group(1), int(slots), int(port) if port.isdigit() else None
 
 
 def _value_after(flag: str, arguments: list[str]) -> str | None:

@@ -45,6 +45,11 @@ class HealthSettings(Group):
     healthy_threshold: Count = Field(
         default=2, ge=1, le=100, description="Good probes in a row after which an instance is up again."
     )
+    unload_stalled: bool = Field(
+        default=False,
+        description="Whether a model that takes requests and gives nothing is unloaded at instances that the "
+        "balancer did not start, too. Without it such a model is left alone there for a while.",
+    )
 
 
 class CircuitBreakerSettings(Group):

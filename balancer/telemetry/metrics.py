@@ -68,6 +68,9 @@ class Metrics:
         self.model_load_duration = self._histogram(
             "balancer_model_load_duration_seconds", "Loads that went well", ("model",)
         )
+        self.model_evictions = self._counter(
+            "balancer_model_evictions", "Models that the balancer unloaded", ("model", "reason")
+        )
         self.rejections = self._counter(
             "balancer_rejections", "Requests turned away by the balancer", ("reason",)
         )

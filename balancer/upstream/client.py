@@ -52,7 +52,7 @@ class UpstreamClient:
         self._buffer_bytes = buffer_bytes
         self._memory = memory
         self._pools: dict[str, Pool] = {}
-        self._unanswered: dict[str, set[Exchange]] = {}
+        self._unanswered: dict[str, dict[Exchange, UpstreamRequest]] = {}
 
     def use(self, *, connect_seconds: float, buffer_bytes: int) -> None:
         """Other bounds, for what begins from now on."""
@@ -114,6 +114,12 @@ class UpstreamClient:
             if not exchange.has_begun:
                 exchange.cancel(InstanceDown(reason))
 
+    def give_up(self, url: str, request: UpstreamRequest, error: BalancerError) -> None:
+        """Fail the exchange of a request of which nothing is in yet; nothing where there is none."""
+        for exchange, sent in tuple(self._unanswered.get(url, {}).items()):
+            if sent is request and not exchange.has_begun:
+                exchange.cancel(error)
+
     def break_off(self, reason: str) -> None:
         """Fail every exchange, answered or not."""
         for pool in self._pools.values():
@@ -128,8 +134,8 @@ class UpstreamClient:
         exchange = connection.begin(
             head_only=request.method == "HEAD", buffer_bytes=self._buffer_bytes, memory=self._memory
         )
-        unanswered = self._unanswered.setdefault(url, set())
-        unanswered.add(exchange)
+        unanswered = self._unanswered.setdefault(url, {})
+        unanswered[exchange] = request
         try:
             await _send(connection, exchange, pool.authority, request)
             await exchange.begun()
@@ -137,7 +143,7 @@ class UpstreamClient:
             exchange.cancel()
             raise
         finally:
-            unanswered.discard(exchange)
+            unanswered.pop(exchange, None)
             if not unanswered:
                 self._unanswered.pop(url, None)
         return exchange

@@ -4,7 +4,7 @@ Not for the data path: httpx costs milliseconds a call. Source: encode/httpx iss
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import httpx
 import msgspec
@@ -26,6 +26,18 @@ class ControlClient:
     async def get(self, url: str, path: str, *, timeout_seconds: float) -> Mapping[str, object]:
         """The JSON object at a path. Raises InstanceError."""
         return await self._good("GET", url, path, None, timeout_seconds)
+
+    async def get_rows(
+        self, url: str, path: str, *, timeout_seconds: float
+    ) -> Sequence[Mapping[str, object]]:
+        """The JSON array of objects at a path. Raises InstanceError."""
+        status, content = await self._ask("GET", url, path, None, timeout_seconds)
+        if status != httpx.codes.OK:
+            raise BadResponse(f"GET {path}: answered {status}")
+        try:
+            return msgspec.json.decode(content, type=list[dict[str, object]])
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise BadResponse(f"GET {path}: no JSON array of objects") from error
 
     async def post(
         self, url: str, path: str, body: Mapping[str, object], *, timeout_seconds: float

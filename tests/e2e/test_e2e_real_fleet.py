@@ -15,6 +15,8 @@ import pytest
 from harness import http, records, wait_for
 from real_ollama import CAST, GGUF, Behind, behind, copy_store, model_fields, needs_ollama
 
+from balancer.provisioning.local import find_local_ollama
+
 pytestmark = needs_ollama
 
 FOREVER = {"num_predict": 100_000, "num_thread": 1}
@@ -58,6 +60,27 @@ def test_slots_are_learned_from_the_runner(store: Path, tmp_path: Path, parallel
         wait_for(started.runners, about="a runner in the balancer's status")
 
         assert [parallel] == [each["slots"] for each in started.runners()]
+
+
+async def test_runner_tells_whether_it_works_at_something(store: Path, tmp_path: Path) -> None:
+    """What the stall watch asks where a request stays silent."""
+    with behind([store], tmp_path) as started:
+        (server,) = started.servers
+        async with http(started.url) as client, httpx.AsyncClient() as runner:
+            await client.post("/api/chat", json={"model": "m", "messages": []})
+            found = find_local_ollama(httpx.URL(server.url).port or 0)
+            assert found is not None
+            (port,) = found.ports.values()
+
+            async def working() -> list[bool]:
+                told = (await runner.get(f"http://127.0.0.1:{port}/slots")).json()
+                return [each["is_processing"] for each in told]
+
+            assert await working() == [False]
+            body = {"model": "m", "prompt": "hi", "options": FOREVER}
+            async with client.stream("POST", "/api/generate", json=body) as stream:
+                await anext(stream.aiter_lines())
+                assert await working() == [True]
 
 
 async def test_killed_server_breaks_its_stream_off_and_the_other_serves_on(

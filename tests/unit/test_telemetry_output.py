@@ -28,6 +28,7 @@ PROMISED = {
     "balancer_breaker_state": {"instance", "model"},
     "balancer_model_loads_total": {"instance", "model", "cause"},
     "balancer_model_load_duration_seconds": {"model"},
+    "balancer_model_evictions_total": {"model", "reason"},
     "balancer_retries_refused_total": set(),
     "balancer_retries_total": {"reason"},
     "balancer_rejections_total": {"reason"},
