@@ -173,8 +173,6 @@ class Breakers:
         pause = self._pauses.get(variant)
         if pause is not None and now < pause.until:
             times.append(pause.until)
-        elif pause is not None:
-            del self._pauses[variant]
         return max(times, default=None)
 
     def last_error(self, variant: Variant, now: float) -> str:
@@ -211,7 +209,9 @@ class Breakers:
         self, variant: Variant, outcome: Outcome, *, leased_at: float, trial: Trial, now: float
     ) -> None:
         """A lease ended, as far as the model there is concerned. What the model or the variant is to
-        blame for opens its breaker at once."""
+        blame for opens its breaker at once. Pauses that are over are forgotten."""
+        if self._pauses:
+            self._pauses = {key: pause for key, pause in self._pauses.items() if now < pause.until}
         at_once = {Blame.MODEL: Variant(variant.model), Blame.VARIANT: variant}
         to_open = at_once.get(outcome.blames) if outcome.verdict is Verdict.FAILURE else None
         if to_open is not None:

@@ -111,11 +111,14 @@ def test_what_failed_is_trouble_until_it_went_well(blames: Blame) -> None:
     assert it.untroubled
 
 
-def test_a_pause_is_trouble_until_it_is_over_and_asked_for() -> None:
+def test_a_pause_is_trouble_until_a_lease_ends_after_it() -> None:
     it = Breakers(POLICY)
     it.pause(VARIANTS[0], "full", until=10.0)
 
     assert not it.untroubled
-    assert it.reopens_at(VARIANTS[0], 9.0) == 10.0
     assert it.reopens_at(VARIANTS[0], 10.0) is None
+    assert it.reopens_at(VARIANTS[0], 9.0) == 10.0, "to ask for a later time changes nothing"
+    settle(it, Leased(VARIANTS[0], 1.0, Trial(), Trial()), Trial(), OUTCOMES[0], 9.0)
+    assert not it.untroubled
+    settle(it, Leased(VARIANTS[0], 9.0, Trial(), Trial()), Trial(), OUTCOMES[0], 10.0)
     assert it.untroubled
