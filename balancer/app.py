@@ -23,6 +23,7 @@ from balancer.control.lag import LagWatch
 from balancer.control.loader import Loader
 from balancer.control.prober import Prober, ProbeTimes
 from balancer.control.reloader import ConfigSource, Reloader
+from balancer.control.room import Room
 from balancer.control.stall_watch import StallWatch
 from balancer.core.names import canonical_name
 from balancer.core.ticket import InstanceId
@@ -107,10 +108,20 @@ class Balancer:
             log=log,
             find_local=_find_local,
         )
+        self.device_ledger = DeviceLedger()
+        self.room = Room(
+            ledger=self.device_ledger,
+            fleet=self.fleet,
+            client=self.control,
+            restart=self._restart,
+            metrics=self.metrics,
+            log=log,
+        )
         self.loader = Loader(
             fleet=self.fleet,
             client=self.client,
-            memory=DeviceLedger(),
+            ledger=self.device_ledger,
+            room=self.room,
             look=self.prober.look,
             read=self.prober.read,
             metrics=self.metrics,
@@ -155,6 +166,7 @@ class Balancer:
             ledger=self.ledger,
             refresh=self.prober.refresh,
             look=self.prober.look,
+            out_of_memory=self.room.out_of_memory,
             clock=self.clock,
             silent_seconds=settings.limits.stream_idle_seconds,
         )
@@ -164,7 +176,7 @@ class Balancer:
             silences=self.attempts.silences,
             give_up=self.attempts.give_up,
             is_idle=self.prober.is_idle,
-            restart=lambda _instance: False,
+            restart=self._restart,
             unload_all=settings.health.unload_stalled,
             metrics=self.metrics,
             clock=self.clock,
@@ -258,6 +270,10 @@ class Balancer:
                 await self._stop()
                 for loop in loops:
                     loop.cancel()
+
+    def _restart(self, instance: InstanceId) -> bool:
+        """Begin to restart an instance that the balancer started; False for others."""
+        return False
 
     def drain(self, instance: InstanceId, drained: bool) -> None:
         """Give an instance no new requests, or give it requests again. Raises KeyError."""

@@ -30,6 +30,7 @@ from balancer.errors import (
     UnknownModel,
 )
 from balancer.fleet.fleet import Fleet
+from balancer.fleet.instance import Instance
 from balancer.fleet.residency import EVICTION_SECONDS
 from balancer.overdue import Overdue
 from balancer.protocol.endings import Ending, judge
@@ -37,6 +38,7 @@ from balancer.protocol.failures import (
     BUSY,
     CRASH,
     MODEL_MISSING,
+    OUT_OF_MEMORY,
     STATUS,
     Failure,
     Retry,
@@ -69,7 +71,8 @@ class _Try:
 
 class Attempts:
     """`refresh` brings the fleet's lists up to date (older than, wait at most), `look` asks for a probe
-    of one instance now. An answer that has begun and then gives nothing for `silent_seconds` is cut."""
+    of one instance now, `out_of_memory` is told of one that met the end of its memory. An answer that has
+    begun and then gives nothing for `silent_seconds` is cut."""
 
     def __init__(
         self,
@@ -80,6 +83,7 @@ class Attempts:
         ledger: Ledger,
         refresh: Callable[[float, float], Awaitable[None]],
         look: Callable[[InstanceId], None],
+        out_of_memory: Callable[[Instance], None],
         clock: Clock,
         silent_seconds: float,
     ) -> None:
@@ -89,6 +93,7 @@ class Attempts:
         self._ledger = ledger
         self._refresh = refresh
         self._look = look
+        self._out_of_memory = out_of_memory
         self._clock = clock
         self.silent_seconds = silent_seconds
         self._budget = RetryBudget()
@@ -212,6 +217,8 @@ class Attempts:
             self._fleet.pause(instance, for_seconds=_FULL_SECONDS)
         elif told is MODEL_MISSING:
             self._look(lease.instance)
+        elif told is OUT_OF_MEMORY and instance is not None:
+            self._out_of_memory(instance)
         exchange.when_ended(lambda _error: self._ended(lease, record, outcome))
         return told if body is not None else None
 
@@ -292,6 +299,9 @@ class Attempts:
             self._ledger.failed(record, outcome.kind)
         self._return(lease, record, outcome)
         instance, operation, variant = self._fleet.find(lease), record.operation, lease.ticket.variant
+        told = classify(500, outcome.error, has_model=True) if outcome.kind == "error_record" else None
+        if told is OUT_OF_MEMORY and instance is not None:
+            self._out_of_memory(instance)
         if instance is None or operation is None or variant is None or operation.keeps_model:
             return
         if not instance.running_of(variant.model):

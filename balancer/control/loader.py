@@ -16,14 +16,15 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from balancer.clock import Clock
+from balancer.control.room import NoRoom, Room
 from balancer.core.ticket import Blame, InstanceId, Outcome, Verdict
 from balancer.core.variant import Variant
 from balancer.errors import BalancerError, ConnectFailed, ConnectionLost, FleetError
-from balancer.fleet.device_ledger import DeviceLedger
+from balancer.fleet.device_ledger import DeviceLedger, Promise
 from balancer.fleet.fleet import Fleet, Load
 from balancer.fleet.instance import Instance
 from balancer.fleet.residency import EVICTION_SECONDS
-from balancer.protocol.failures import LOAD_FAILED, REQUEST, STATUS, classify, error_message
+from balancer.protocol.failures import LOAD_FAILED, OUT_OF_MEMORY, REQUEST, STATUS, classify, error_message
 from balancer.protocol.headers import Headers
 from balancer.telemetry.logs import Logger
 from balancer.telemetry.metrics import Metrics
@@ -61,7 +62,8 @@ class Loader:
         *,
         fleet: Fleet,
         client: UpstreamClient,
-        memory: DeviceLedger,
+        ledger: DeviceLedger,
+        room: Room,
         look: Callable[[InstanceId], None],
         read: Callable[[Instance, float], Awaitable[None]],
         metrics: Metrics,
@@ -71,7 +73,8 @@ class Loader:
     ) -> None:
         self._fleet = fleet
         self._client = client
-        self._memory = memory
+        self._ledger = ledger
+        self._room = room
         self._look = look
         self._read = read
         self._metrics = metrics
@@ -106,7 +109,7 @@ class Loader:
     async def _guarded(self, instance: Instance, load: Load) -> None:
         """One load and what it means. A defect met in it must not end the balancer."""
         outcome = Outcome(verdict=Verdict.NEUTRAL, kind="aborted")
-        promise = self._memory.promise({instance.id: _size_bytes(instance, load.variant)})
+        promise: Promise | None = None
         gate = asyncio.get_running_loop().call_later(
             self._patience_seconds(instance, load.variant), self._gate, instance, load
         )
@@ -116,10 +119,13 @@ class Loader:
         ]
         try:
             async with asyncio.timeout(_LONGEST_SECONDS):
+                promise = await self._room.promise(instance, load.variant)
                 outcome = await self._load(instance, load.variant)
             # What Ollama unloaded for it, and whether the model is still there, is in its lists.
             self._fleet.loaded(instance, load, outcome)
             await self._read(instance, _READ_SECONDS)
+        except NoRoom:
+            outcome = Outcome(verdict=Verdict.NEUTRAL, kind="no_room", error="its device has no memory left")
         except TimeoutError:
             late = f"it was not loaded in {_LONGEST_SECONDS:g} s"
             outcome = Outcome(verdict=Verdict.NEUTRAL, kind="timeout", error=late)
@@ -133,7 +139,7 @@ class Loader:
             for look in looks:
                 look.cancel()
             if promise is not None:
-                self._memory.settle(promise)
+                self._ledger.settle(promise)
             self._ended(instance, load, outcome)
 
     async def _load(self, instance: Instance, variant: Variant) -> Outcome:
@@ -175,8 +181,11 @@ class Loader:
         if outcome.verdict is Verdict.SUCCESS:
             self._metrics.model_load_duration.labels(model).observe(seconds)
             self._learn(instance, load.variant, seconds)
+            self._room.loaded(instance, load.variant)
         elif outcome.verdict is Verdict.FAILURE:
             self._metrics.errors.labels(instance.id, model, outcome.kind).inc()
+        if outcome.kind == OUT_OF_MEMORY.kind:
+            self._room.out_of_memory(instance)
         self._log.info(
             "load_ended",
             instance=instance.id,

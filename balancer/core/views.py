@@ -32,6 +32,13 @@ class InstanceView(Protocol):
     @property
     def drained(self) -> bool: ...
     @property
+    def spare(self) -> bool:
+        """Whether it serves only while no other is free."""
+
+    def small_enough(self, model: ModelName) -> bool:
+        """Whether a spare one would take the model; any other takes all sizes."""
+
+    @property
     def running(self) -> int:
         """Leases out, all models together."""
 

@@ -21,7 +21,7 @@ class InstanceSpec:
     """What was configured for an instance. `max_concurrent_requests` caps all its runners together;
     `slots` is per runner, None where it is to be learned; `models` are those meant for it, none
     meaning all; instances with the same `store` share one model directory. A `managed` one was started by
-    the balancer."""
+    the balancer. A spare one takes models of at most `spare_bytes`, and those only while no other is free."""
 
     id: InstanceId
     url: str
@@ -31,6 +31,7 @@ class InstanceSpec:
     models: frozenset[ModelName] = frozenset()
     store: str | None = None
     managed: bool = False
+    spare_bytes: int | None = None
 
 
 _BATCH_TOKENS = 512
@@ -80,6 +81,10 @@ class Instance:
         return self.spec.weight
 
     @property
+    def spare(self) -> bool:
+        return self.spec.spare_bytes is not None
+
+    @property
     def usable(self) -> bool:
         return self.health.state is HealthState.UP
 
@@ -118,6 +123,14 @@ class Instance:
     def meant_for(self, model: ModelName) -> bool:
         """Whether the configuration does not reserve it for other models."""
         return not self.spec.models or model in self.spec.models
+
+    def small_enough(self, model: ModelName) -> bool:
+        """Whether a spare one would take it, as far as its lists tell; any other takes all sizes."""
+        if self.spec.spare_bytes is None:
+            return True
+        row = self.inventory.models.get(model) if self.inventory is not None else None
+        size = row.get("size") if row is not None else None
+        return isinstance(size, int) and size <= self.spec.spare_bytes
 
     def resident(self, model: ModelName) -> bool:
         """Whether the newest list of runners names the model."""

@@ -51,6 +51,13 @@ def holds_model(ticket: Ticket, instance: InstanceView, _now: float) -> str | No
     return MODEL_NOT_THERE
 
 
+def small_enough(ticket: Ticket, instance: InstanceView, _now: float) -> str | None:
+    """Out where the instance is spare, and the model too large for it."""
+    if not instance.spare or ticket.variant is None or instance.small_enough(ticket.variant.model):
+        return None
+    return "too large for a spare instance"
+
+
 def breaker_not_open(ticket: Ticket, instance: InstanceView, now: float) -> str | None:
     """Out where the instance, or the model there, has failed too often lately."""
     if not ticket.needs_slot or ticket.variant is None:
@@ -118,7 +125,14 @@ def why_held(ticket: Ticket, instance: InstanceView, now: float) -> Hold | None:
     return None
 
 
-FILTERS: tuple[Filter, ...] = (holds_model, healthy, not_drained, not_excluded, breaker_not_open)
+FILTERS: tuple[Filter, ...] = (
+    holds_model,
+    healthy,
+    not_drained,
+    not_excluded,
+    small_enough,
+    breaker_not_open,
+)
 HOLDS: tuple[HoldFilter, ...] = (
     probed,
     no_trial_out,

@@ -104,7 +104,8 @@ class Scheduler:
         considered: dict[InstanceView, Considered],
         now: float,
     ) -> tuple[list[InstanceView], list[float]]:
-        """Those that nothing holds, without suspects where another is free, and when holds end."""
+        """Those that nothing holds, without suspects and spare ones where another is free, and when holds
+        end."""
         free: list[InstanceView] = []
         ends: list[float] = []
         for instance in able:
@@ -116,7 +117,8 @@ class Scheduler:
             if hold.until is not None:
                 ends.append(hold.until)
         steady = [each for each in free if not each.suspect]
-        return _narrow(free, steady, "newest probe failed", considered), ends
+        free = _narrow(free, steady, "newest probe failed", considered)
+        return _narrow(free, [each for each in free if not each.spare], "spare", considered), ends
 
     def _pick(
         self,

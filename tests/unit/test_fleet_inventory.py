@@ -1,6 +1,7 @@
 """What an instance has: models, runners and their lives, slots, and whose store it is."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
@@ -19,6 +20,20 @@ M, N = canonical_name("m"), canonical_name("n")
 
 def runner(name: str = "m", digest: str = "1") -> dict[str, object]:
     return {"name": name, "digest": digest}
+
+
+@pytest.mark.parametrize(
+    ("spare_bytes", "size", "takes"),
+    [(None, 99, True), (10, 10, True), (10, 11, False), (10, None, False), (10, "x", False)],
+)
+def test_a_spare_instance_takes_small_models(spare_bytes: int | None, size: object, takes: bool) -> None:
+    it = instance("a")
+    it.spec = replace(it.spec, spare_bytes=spare_bytes)
+    row = {"name": "m", "size": size}
+    it.read_inventory(models=[row], runners=[], slots={}, at=1.0)
+
+    assert it.spare is (spare_bytes is not None)
+    assert it.small_enough(M) is takes
 
 
 def read(

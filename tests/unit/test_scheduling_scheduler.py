@@ -17,6 +17,7 @@ from balancer.scheduling.filters import (
     holds_model,
     not_drained,
     not_excluded,
+    small_enough,
 )
 from balancer.scheduling.scheduler import Scheduler
 from tests.unit.unit_support import FakeFleet, FakeView, ticket, view
@@ -31,7 +32,7 @@ def reasons(decision: Decision) -> dict[str, str | None]:
 
 
 def test_the_filters_run_in_the_order_in_which_reasons_matter() -> None:
-    assert (holds_model, healthy, not_drained, not_excluded, breaker_not_open) == FILTERS
+    assert (holds_model, healthy, not_drained, not_excluded, small_enough, breaker_not_open) == FILTERS
 
 
 @pytest.mark.parametrize(
@@ -43,6 +44,8 @@ def test_the_filters_run_in_the_order_in_which_reasons_matter() -> None:
         ({"free": False}, "no free slot"),
         ({"suspect": True}, "newest probe failed"),
         ({"reserved_for": frozenset({"other:latest"})}, "meant for other models"),
+        ({"spare": True}, "spare"),
+        ({"spare": True, "small": False}, "too large for a spare instance"),
     ],
 )
 def test_an_instance_is_out_for_the_reason_told(facts: dict[str, object], reason: str) -> None:
@@ -50,6 +53,21 @@ def test_an_instance_is_out_for_the_reason_told(facts: dict[str, object], reason
 
     assert (decision.picked, decision.standing) == ("a", Standing.PICKED)
     assert {"a": None, "b": reason} == reasons(decision)
+
+
+@pytest.mark.parametrize(
+    "facts", [{"usable": False}, {"free": False}, {"drained": True}, {"models": frozenset()}]
+)
+def test_a_spare_instance_serves_where_no_other_is_free(facts: dict[str, object]) -> None:
+    decision = decide(view("a", **facts), view("b", spare=True))
+
+    assert (decision.picked, decision.standing) == ("b", Standing.PICKED)
+
+
+def test_a_model_too_large_for_the_spare_instance_waits_for_another() -> None:
+    decision = decide(view("a", free=False), view("b", spare=True, small=False))
+
+    assert (decision.picked, decision.standing) == (None, Standing.BUSY)
 
 
 def test_an_instance_that_failed_the_request_before_is_out() -> None:

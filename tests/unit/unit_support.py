@@ -101,6 +101,11 @@ class FakeView:
     trials_left: bool = True
     paused: float | None = None
     gated: float | None = None
+    spare: bool = False
+    small: bool = True
+
+    def small_enough(self, model: ModelName) -> bool:
+        return self.small
 
     def breaker_reopens_at(self, variant: Variant, now: float) -> float | None:
         return self.reopens_at

@@ -1,0 +1,148 @@
+"""Room for loads: what a load needs of a device is promised before it begins, and models of siblings that
+serve nobody make way for it.
+
+Ollama makes room among its own runners, but sees nothing of other processes on the same device. So where
+the device ledger has not enough left, models that are idle in siblings are unloaded there, those idle for
+longest first. Where siblings are busy the load waits. One that is larger than its devices begins all the
+same when it has them for itself: Ollama then puts a part of it on the CPU.
+"""
+
+from collections.abc import Callable
+
+from balancer.core.names import ModelName
+from balancer.core.ticket import InstanceId
+from balancer.core.variant import Variant
+from balancer.errors import InstanceError
+from balancer.fleet.device_ledger import RUNNER_BYTES, DeviceLedger, Holding, Promise
+from balancer.fleet.fleet import Fleet
+from balancer.fleet.instance import Instance
+from balancer.fleet.residency import Row
+from balancer.telemetry.logs import Logger
+from balancer.telemetry.metrics import Metrics
+from balancer.upstream.control_client import ControlClient
+
+_UNLOAD_SECONDS = 10.0
+_MEASURED_LIMIT = 1000
+_WEDGED_AFTER = 3
+"""So many loads in a row met the end of memory though nothing else was loaded there: it is the process."""
+
+
+class NoRoom(Exception):
+    """Busy siblings keep their shares; later there may be room."""
+
+
+class Room:
+    """`restart` begins to restart an instance, False where it is not ours."""
+
+    def __init__(
+        self,
+        *,
+        ledger: DeviceLedger,
+        fleet: Fleet,
+        client: ControlClient,
+        restart: Callable[[InstanceId], bool],
+        metrics: Metrics,
+        log: Logger,
+    ) -> None:
+        self._ledger = ledger
+        self._fleet = fleet
+        self._client = client
+        self._restart = restart
+        self._metrics = metrics
+        self._log = log
+        self._measured: dict[tuple[InstanceId, ModelName], int] = {}
+        self._met: dict[InstanceId, int] = {}
+
+    async def promise(self, instance: Instance, variant: Variant) -> Promise | None:
+        """A promise of what a load needs, once there is room for it; None where its devices, which it has
+        for itself, have less than it needs. Raises NoRoom."""
+        need = self.need_bytes(instance, variant)
+        while True:
+            holdings = self._holdings()
+            promise = self._ledger.promise(instance.id, need, holdings)
+            if promise is not None:
+                return promise
+            idle = self._idle_longest(instance)
+            if idle is not None:
+                await self._unload(*idle)
+                continue
+            if any(each.used_bytes or each.busy for each in holdings if each.instance != instance.id):
+                raise NoRoom
+            return None
+
+    def need_bytes(self, instance: Instance, variant: Variant) -> int:
+        """What a variant takes of the devices there: as measured of the model, else by its files."""
+        measured = self._measured.get((instance.id, variant.model))
+        if measured is not None:
+            return measured
+        row = instance.inventory.models.get(variant.model) if instance.inventory else None
+        size = row.get("size") if row is not None else None
+        return (size if isinstance(size, int) and size > 0 else 0) + RUNNER_BYTES
+
+    def loaded(self, instance: Instance, variant: Variant) -> None:
+        """A load went well; its runner may be listed already, which tells what it takes."""
+        self._met.pop(instance.id, None)
+        self._ledger.grow(instance.id)
+        runner = instance.inventory.runners.get(variant.model) if instance.inventory else None
+        if runner is not None:
+            key = instance.id, variant.model
+            self._measured.pop(key, None)
+            self._measured[key] = _used_bytes(runner.row)
+            if len(self._measured) > _MEASURED_LIMIT:
+                del self._measured[next(iter(self._measured))]
+
+    def out_of_memory(self, instance: Instance) -> None:
+        """A load or a request met the end of the device's memory: less is promised there from now on, and an
+        instance that meets it again and again with nothing loaded is restarted."""
+        limit = self._ledger.shrink(instance.id)
+        loaded = bool(instance.inventory and instance.inventory.runners)
+        self._met[instance.id] = 0 if loaded else self._met.get(instance.id, 0) + 1
+        wedged = self._met[instance.id] >= _WEDGED_AFTER
+        restarts = wedged and self._restart(instance.id)
+        if restarts:
+            self._met[instance.id] = 0
+        self._log.warning("out_of_memory", instance=instance.id, limit_bytes=limit, restarts=restarts)
+
+    def _holdings(self) -> list[Holding]:
+        return [
+            Holding(each.id, sum(_used_bytes(row) for row in _rows(each)), each.running > 0)
+            for each in self._fleet.instances()
+            if self._ledger.share(each.id) is not None
+        ]
+
+    def _idle_longest(self, instance: Instance) -> tuple[Instance, ModelName] | None:
+        """Of models that serve nobody in its siblings, the one that has not answered for longest."""
+        siblings = self._ledger.siblings(instance.id)
+        idle = [
+            (each, model)
+            for each in self._fleet.usable()
+            if each.id in siblings and each.loading is None and each.inventory is not None
+            for model in each.inventory.runners
+            if not each.running_of(model)
+        ]
+        return min(idle, key=lambda pair: pair[0].answered_at(pair[1]), default=None)
+
+    async def _unload(self, sibling: Instance, model: ModelName) -> None:
+        """Raises NoRoom where it cannot be done."""
+        assert sibling.inventory is not None
+        body = {"model": sibling.inventory.runners[model].row["name"], "keep_alive": 0}
+        self._fleet.unloaded(sibling, model)
+        try:
+            await self._client.post(sibling.spec.url, "/api/generate", body, timeout_seconds=_UNLOAD_SECONDS)
+        except InstanceError as error:
+            self._log.warning("unload_failed", instance=sibling.id, model=model, error=str(error))
+            raise NoRoom from error
+        self._metrics.model_evictions.labels(model, "room").inc()
+        self._log.info("unloaded_for_room", instance=sibling.id, model=model)
+
+
+def _rows(instance: Instance) -> list[Row]:
+    runners = instance.inventory.runners if instance.inventory else {}
+    return [each.row for each in runners.values()]
+
+
+def _used_bytes(row: Row) -> int:
+    """What a runner takes: of the device, or of the host's memory where it is on the CPU whole."""
+    sizes = [row.get(each) for each in ("size_vram", "size")]
+    vram, size = (each if isinstance(each, int) and each > 0 else 0 for each in sizes)
+    return (vram or size) + RUNNER_BYTES
