@@ -176,7 +176,8 @@ class _Child:
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdin.write(what + b"\n")
-        await process.stdin.drain()
+        with suppress(ConnectionError):  # it is gone; how it ended is told below
+            await process.stdin.drain()
         line = await process.stdout.readline()
         if not line.endswith(b"\n"):
             raise OSError(f"it ended{_told(await process.wait())}")
