@@ -12,14 +12,12 @@ import pynvml  # type: ignore[import-untyped]  # it ships none
 
 from balancer.core.detection import Detection, DetectionOutcome, DeviceReading
 from balancer.core.device import Device
+from balancer.provisioning.capabilities import Precision, precisions
 from balancer.provisioning.cuda_visible import visible
 from balancer.provisioning.other_gpus import ATTACH
 
 LIBRARY: Any = pynvml
 
-_FP16_FROM = (5, 3)
-_BF16_FROM = (8, 0)
-"""Source: NVIDIA CUDA Programming Guide, compute capabilities: 16-bit arithmetic by capability."""
 _MOST_EVENTS = 64
 """Of one device in one reading; the rest is read the next time."""
 
@@ -230,8 +228,8 @@ def _device(library: Any, index: int) -> Device:
         free_bytes=int(memory.free),
         uuid=str(library.nvmlDeviceGetUUID(handle)),
         compute_capability=known,
-        fp16=known is None or known >= _FP16_FROM,
-        bf16=known is not None and known >= _BF16_FROM,
+        fp16=known is None or Precision.FP16 in precisions(known),
+        bf16=known is not None and Precision.BF16 in precisions(known),
         mig=mig is not None and mig[0] == library.NVML_DEVICE_MIG_ENABLE,
     )
 
