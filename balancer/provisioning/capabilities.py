@@ -132,10 +132,9 @@ def _read(table: str) -> Iterator[Capability]:
         )
 
 
-_TELLING = frozenset(
-    ["ti", "super", "laptop", "mobile", "max", "q", "sff", "ada", "pro", "blackwell", "quadro", "titan"]
-    + ["nvl", "pcie", "sxm", "grid", "vgpu", "d", "g", "m", "s", "x"]
-)
+_TELLING = {"ti", "super", "laptop", "mobile", "max", "q", "titan", "d", "m", "x"} | {
+    *("ada", "pro", "blackwell", "quadro", "sff", "nvl", "pcie", "sxm", "grid", "vgpu", "g", "s")
+}
 """Words that make another card of a name; all others ('NVIDIA', 'GeForce', 'HBM3') add nothing."""
 
 TABLE = """

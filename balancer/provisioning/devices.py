@@ -25,7 +25,7 @@ _LINE_BYTES = 1 << 20
 _END_SECONDS = 1.0
 _LONGEST_BACK_OFF_SECONDS = 60.0
 _ANSWERS_WITH_A_LOST_GPU = 60
-"""After so many the child is replaced: only a library that was opened anew finds a GPU that came back."""
+"""Of one child. Then it is replaced: only a library that is opened anew finds a GPU that came back."""
 
 
 async def detect(within_seconds: float, *, command: Sequence[str] = COMMAND) -> Detection:
@@ -70,6 +70,7 @@ class DeviceWatcher:
         self._command = command
         self._child: _Child | None = None
         self._failures = 0
+        self._seen: set[str] = set()
 
     async def run(self) -> None:
         """Read until cancelled; then the child is ended."""
@@ -91,7 +92,9 @@ class DeviceWatcher:
             return float(min(2 ** min(self._failures - 1, 30), _LONGEST_BACK_OFF_SECONDS))
         self._failures = 0
         self._took(readings)
-        if self._child and self._child.answers >= _ANSWERS_WITH_A_LOST_GPU and any(r.lost for r in readings):
+        there = {each.key for each in readings if each.lost is None}
+        self._seen |= there
+        if self._child and self._child.answers >= _ANSWERS_WITH_A_LOST_GPU and self._seen - there:
             await self._drop()
         return self._interval_seconds
 

@@ -331,9 +331,12 @@ async def test_a_lost_gpu_is_told_beside_the_others_and_looked_for_anew(
         assert [each.lost for each in seen.readings[-1]] == [None, "NVML_ERROR_GPU_IS_LOST"]
 
         await until(lambda: len(seen.readings[-1]) == 1)  # a new child does not find it any more
-        machine.has(gpu(), gpu(1))
-
         assert child not in children()
+
+        machine.has(gpu(), gpu(1))
+        await until(lambda: len(seen.readings[-1]) == 2)  # and another one finds it
+
+        assert seen.readings[-1][-1].lost is None
         assert seen.problems == []
 
 
