@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from random import Random
@@ -19,12 +19,15 @@ from balancer.admission.queue import RequestQueue
 from balancer.attempts import Attempts
 from balancer.clock import Clock, SystemClock
 from balancer.control.config_files import ConfigFiles
+from balancer.control.device_watch import DeviceWatch
+from balancer.control.instance_health import InstanceHealth
 from balancer.control.lag import LagWatch
 from balancer.control.loader import Loader
 from balancer.control.prober import Prober, ProbeTimes
 from balancer.control.reloader import ConfigSource, Reloader
 from balancer.control.room import Room
 from balancer.control.stall_watch import StallWatch
+from balancer.core.device import CPU, Device
 from balancer.core.names import canonical_name
 from balancer.core.ticket import InstanceId
 from balancer.dispatch import Dispatcher
@@ -65,8 +68,9 @@ class Addresses:
 
 
 class Balancer:
-    """One balancer, built from settings; `source` is where a reload finds newer ones, None: nowhere.
-    Its parts are public for tests and for a look from inside."""
+    """One balancer, built from settings; `source` is where a reload finds newer ones, None: nowhere;
+    `devices` are those of this machine to be watched. Its parts are public for tests and for a look
+    from inside."""
 
     def __init__(
         self,
@@ -74,6 +78,7 @@ class Balancer:
         *,
         log: Logger,
         source: ConfigSource | None = None,
+        devices: Sequence[Device] = (),
         clock: Clock | None = None,
         random: Random | None = None,
     ) -> None:
@@ -99,6 +104,8 @@ class Balancer:
             buffer_bytes=settings.limits.stream_buffer_bytes,
             memory=self.stream_memory,
         )
+        self.devices = DeviceWatch(devices, metrics=self.metrics, clock=self.clock, log=log)
+        self.health = InstanceHealth(fleet=self.fleet, devices=self.devices, log=log)
         self.control = ControlClient()
         self.prober = Prober(
             fleet=self.fleet,
@@ -156,6 +163,8 @@ class Balancer:
             metrics=self.metrics,
             bodies=self.budget,
             streams=self.stream_memory,
+            devices=self.devices,
+            health=self.health,
             clock=self.clock,
             stopping=self._is_stopping,
         )
@@ -263,6 +272,7 @@ class Balancer:
                     group.create_task(LagWatch(metrics=self.metrics, clock=self.clock).run()),
                     group.create_task(self.reloader.run()),
                     group.create_task(self.stall_watch.run()),
+                    group.create_task(self.devices.run()),
                 ]
                 await self._first_probes()
                 opened(self._addresses())
@@ -367,6 +377,7 @@ def _instance(settings: InstanceSettings, whole: Settings) -> Instance:
         slots=settings.slots,
         models=frozenset(canonical_name(name) for name in settings.models),
         store=settings.store,
+        devices=_devices(settings.device),
     )
     health = HealthPolicy(
         unhealthy_threshold=whole.health.unhealthy_threshold,
@@ -379,6 +390,13 @@ def _instance(settings: InstanceSettings, whole: Settings) -> Instance:
         enabled=whole.circuit_breaker.enabled,
     )
     return Instance(spec, Health(health), Breakers(breakers))
+
+
+def _devices(device: str | None) -> tuple[str, ...] | None:
+    """Those of an instance, as its configuration names them."""
+    if device is None:
+        return None
+    return () if device.casefold() == CPU else (device,)
 
 
 def _find_local(instance: Instance) -> LocalOllama | None:

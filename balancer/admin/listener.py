@@ -79,6 +79,7 @@ class AdminListener:
         router.add_get("/admin/v1/openapi.json", self._openapi)
         router.add_get("/admin/v1/config", self._config)
         router.add_get("/admin/v1/instances", self._instances)
+        router.add_get("/admin/v1/devices", self._devices)
         router.add_get("/admin/v1/queue", self._queue)
         router.add_get("/admin/v1/requests", self._requests)
         router.add_get("/admin/v1/requests/{id}/decision", self._decision)
@@ -135,6 +136,9 @@ class AdminListener:
 
     async def _instances(self, _request: web.Request) -> web.Response:
         return json_answer({"instances": self._report.instances()})
+
+    async def _devices(self, _request: web.Request) -> web.Response:
+        return json_answer({"devices": self._report.devices()})
 
     async def _queue(self, _request: web.Request) -> web.Response:
         return json_answer(self._report.queue())

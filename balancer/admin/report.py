@@ -4,15 +4,19 @@ from collections.abc import Callable, Mapping, Sequence
 
 from balancer.accounting.ledger import Ledger
 from balancer.accounting.record import RequestRecord
+from balancer.admin.device_report import device_row, show_devices
 from balancer.admission.body_budget import BodyBudget
 from balancer.admission.queue import RequestQueue
 from balancer.clock import Clock
+from balancer.control.device_watch import DeviceWatch
+from balancer.control.instance_health import InstanceHealth
 from balancer.control.reloader import Reloader
 from balancer.core.ticket import InstanceId, TicketId
 from balancer.core.variant import Variant
 from balancer.fleet.breaker import BreakerState
 from balancer.fleet.fleet import Fleet
 from balancer.fleet.instance import Instance
+from balancer.fleet.offload import offloads
 from balancer.telemetry.metrics import Metrics
 from balancer.upstream.stream_memory import StreamMemory
 
@@ -33,6 +37,8 @@ class Report:
         metrics: Metrics,
         bodies: BodyBudget,
         streams: StreamMemory,
+        devices: DeviceWatch,
+        health: InstanceHealth,
         clock: Clock,
         stopping: Callable[[], bool],
     ) -> None:
@@ -43,6 +49,8 @@ class Report:
         self._metrics = metrics
         self._bodies = bodies
         self._streams = streams
+        self._devices = devices
+        self._health = health
         self._clock = clock
         self._stopping = stopping
 
@@ -62,6 +70,11 @@ class Report:
     def instance(self, instance: InstanceId) -> Mapping[str, object]:
         """One instance as in `instances`. Raises KeyError."""
         return self._instance(self._fleet.get(instance))
+
+    def devices(self) -> Sequence[Mapping[str, object]]:
+        """Every device that is watched, with its newest reading."""
+        now = self._clock.monotonic()
+        return [device_row(each, now) for each in self._devices.devices()]
 
     def config(self) -> Mapping[str, object]:
         """Which configuration is in force, since when, and what a newer one was refused for."""
@@ -129,15 +142,16 @@ class Report:
         """All metrics in the text format, gauges of the live state brought up to date."""
         metrics = self._metrics
         now = self._clock.monotonic()
-        gauges = (metrics.requests_waiting, metrics.model_vram, metrics.instance_up, metrics.breaker_state)
-        for gauge in gauges:
+        for gauge in metrics.mirrored:
             gauge.clear()
+        show_devices(metrics, self._devices.devices(), now)
         metrics.body_memory.set(self._bodies.held_bytes)
         metrics.stream_memory.set(self._streams.held_bytes)
         for (model, priority), waiting in self._queue.waiting_by_model().items():
             metrics.requests_waiting.labels(model, priority).set(waiting)
         for instance in self._fleet.instances():
             metrics.instance_up.labels(instance.id).set(1 if instance.usable else 0)
+            metrics.instance_health.labels(instance.id).set(self._health.of(instance))
             metrics.breaker_state.labels(instance.id, "").set(_LEVELS[instance.breakers.state(now)])
             for model, state in instance.breakers.states(now).items():
                 metrics.breaker_state.labels(instance.id, model).set(_LEVELS[state])
@@ -161,11 +175,14 @@ class Report:
         now = self._clock.monotonic()
         age = None if inventory is None else round(now - inventory.read_at, 3)
         spared = instance.held_until - now
+        on_cpu = {each.model: round(100 * each.cpu_share, 1) for each in offloads(instance)}
         return {
             "id": instance.id,
             "url": instance.spec.url,
             "state": instance.health.state.value,
             "suspect": instance.suspect,
+            "health": round(self._health.of(instance), 3),
+            "devices": instance.spec.devices,
             "error": instance.health.last_error,
             "drained": instance.drained,
             "spared_seconds": round(spared, 3) if spared > 0 else None,
@@ -187,7 +204,9 @@ class Report:
                     "generation": runner.generation,
                     "slots": instance.slots(Variant(runner.model)),
                     "running": instance.running_of(runner.model),
+                    "size": runner.row.get("size"),
                     "size_vram": runner.row.get("size_vram"),
+                    "cpu_percent": on_cpu.get(runner.model),
                     "context_length": runner.row.get("context_length"),
                 }
                 for runner in (inventory.runners.values() if inventory else ())

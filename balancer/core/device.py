@@ -2,6 +2,9 @@
 
 import msgspec
 
+CPU = "cpu"
+"""What a configuration names the CPU by where it names a device."""
+
 
 class Device(msgspec.Struct, frozen=True, kw_only=True):
     """One GPU. `index` is the driver's; `uuid` is empty for one that was only named on a command line.

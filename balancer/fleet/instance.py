@@ -20,8 +20,10 @@ from balancer.fleet.residency import Inventory, Residency, Row, Runner
 class InstanceSpec:
     """What was configured for an instance. `max_concurrent_requests` caps all its runners together;
     `slots` is per runner, None where it is to be learned; `models` are those meant for it, none
-    meaning all; instances with the same `store` share one model directory. A `managed` one was started by
-    the balancer. A spare one takes models of at most `spare_bytes`, and those only while no other is free."""
+    meaning all; instances with the same `store` share one model directory. `devices` are the keys or
+    indices of its devices, none for the CPU; None where nothing is known of them. A `managed` one was
+    started by the balancer. A spare one takes models of at most `spare_bytes`, and those only while no
+    other is free."""
 
     id: InstanceId
     url: str
@@ -32,6 +34,7 @@ class InstanceSpec:
     store: str | None = None
     managed: bool = False
     spare_bytes: int | None = None
+    devices: tuple[str, ...] | None = None
 
 
 _BATCH_TOKENS = 512

@@ -98,7 +98,7 @@ class InstanceSettings(Group):
     )
     device: Name | None = Field(
         default=None,
-        description="The device it runs on, an index or UUID: equal ones share its memory. null: unknown.",
+        description="Where it runs: an index, a UUID or cpu; equal ones share its memory. null: unknown.",
     )
 
     @model_validator(mode="before")

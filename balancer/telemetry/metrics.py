@@ -53,6 +53,33 @@ class Metrics:
         self.instance_up = self._gauge(
             "balancer_instance_up", "1 where an instance answers its probes", ("instance",)
         )
+        self.instance_health = self._gauge(
+            "balancer_instance_health", "1 healthy, lower where degraded, 0 down", ("instance",)
+        )
+        self.gpu_memory_used = self._gauge(
+            "balancer_gpu_memory_used_bytes", "Device memory in use, by whomever", ("device",)
+        )
+        self.gpu_memory_total = self._gauge(
+            "balancer_gpu_memory_total_bytes", "Device memory there is", ("device",)
+        )
+        self.gpu_utilization = self._gauge(
+            "balancer_gpu_utilization_ratio",
+            "Share of time in which the device computed, 0 to 1",
+            ("device",),
+        )
+        self.gpu_temperature = self._gauge(
+            "balancer_gpu_temperature_celsius", "Temperature of the device", ("device",)
+        )
+        self.gpu_power = self._gauge("balancer_gpu_power_watts", "Power that the device draws", ("device",))
+        self.gpu_reading_age = self._gauge(
+            "balancer_gpu_reading_age_seconds", "How old the other values of the device are", ("device",)
+        )
+        self.gpu_health = self._gauge(
+            "balancer_gpu_health", "1 healthy, lower where degraded, 0 lost", ("device",)
+        )
+        self.gpu_faults = self._counter(
+            "balancer_gpu_faults", "Faults that the driver reported", ("device", "kind")
+        )
         self.retries = self._counter("balancer_retries", "Further tries of requests", ("reason",))
         self.retries_refused = self._counter(
             "balancer_retries_refused", "Further tries that the retry budget did not allow", ()
@@ -97,6 +124,12 @@ class Metrics:
             (),
         )
         self.build_info = self._gauge("balancer_build_info", "1, with the version as label", ("version",))
+        self.mirrored = (
+            *(self.requests_waiting, self.model_vram, self.breaker_state, self.instance_up),
+            *(self.instance_health, self.gpu_memory_used, self.gpu_memory_total, self.gpu_utilization),
+            *(self.gpu_temperature, self.gpu_power, self.gpu_reading_age, self.gpu_health),
+        )
+        """Gauges with labels that are written anew for each look: what is gone must not stay in them."""
 
     def render(self) -> bytes:
         """All metrics in the text format."""

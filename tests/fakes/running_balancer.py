@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from balancer.app import Addresses, Balancer
 from balancer.control.reloader import ConfigSource
+from balancer.core.device import Device
 from balancer.settings import Settings
 from balancer.telemetry.logs import make_logger
 from tests.fakes.raw_client import Answer, RawClient, connected, request
@@ -89,10 +90,11 @@ async def balancing(
     *instances: ScriptedInstance,
     up: int | None = None,
     source: Callable[[Settings], ConfigSource] | None = None,
+    devices: Sequence[Device] = (),
     **settings: Any,
 ) -> AsyncIterator[Running]:
     """A balancer in front of `instances`, named a, b, c …; yields once `up` of them (default: all) are.
-    `source` tells where reloads find settings newer than those of the start.
+    `source` tells where reloads find settings newer than those of the start; `devices` are watched.
 
     `settings` are those of the configuration. On the way out nothing may be left: no lease, no
     request, no task, no connection to an instance, and no exception that nobody took.
@@ -104,6 +106,7 @@ async def balancing(
     balancer = Balancer(
         configured,
         source=source(configured) if source else None,
+        devices=devices,
         log=make_logger(level="info", output_format="json", stream=log_text),
     )
     stop = asyncio.Event()
