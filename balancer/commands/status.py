@@ -50,7 +50,7 @@ def render(told: _Row) -> str:
 
 
 def _instance(row: _Row) -> tuple[str, ...]:
-    loaded = [f"{plain(each['model'])} ({each['running']}/{each['slots']})" for each in row["runners"]]
+    loaded = [_loaded(each) for each in row["runners"]]
     loading = [f"{plain(each)} (loading)" for each in row.get("loading", ())]
     return (
         row["id"],
@@ -61,6 +61,12 @@ def _instance(row: _Row) -> tuple[str, ...]:
         plain(row["version"] or "-"),
         row["url"],
     )
+
+
+def _loaded(runner: _Row) -> str:
+    on_cpu = runner.get("cpu_percent")
+    told = "" if on_cpu is None else f", {on_cpu:g} % on the CPU"
+    return f"{plain(runner['model'])} ({runner['running']}/{runner['slots']}{told})"
 
 
 def _state(row: _Row) -> str:

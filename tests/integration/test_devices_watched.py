@@ -1,25 +1,37 @@
 """A whole balancer that watches GPUs through a real child, and instances whose models fell to the CPU."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from balancer.control import device_watch
 from balancer.provisioning import devices
+from balancer.provisioning.devices import DeviceWatcher
 from tests.fakes.gpu_machine import GIB, GpuMachine, device, gpu
 from tests.fakes.raw_client import connected, request
 from tests.fakes.running_balancer import Running, balancing, until
 from tests.fakes.scripted_instance import ScriptedInstance
 
 KEY = device().key
+PATIENCE_SECONDS, SOON = 20.0, 0.3
+"""Seconds that a driver has that answers, and one that is to be given up."""
 
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GpuMachine:
     machine = GpuMachine(tmp_path / "machine.json", monkeypatch)
     machine.has(gpu(), gpu(1, name="Tesla T4", milliwatts=None, ecc=None))
+    patient(monkeypatch, PATIENCE_SECONDS)
     return machine
+
+
+def patient(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """From now on watches give the driver so long."""
+    watcher = partial(DeviceWatcher, interval_seconds=0.02, within_seconds=seconds)
+    monkeypatch.setattr(device_watch, "DeviceWatcher", watcher)
 
 
 async def asked(running: Running, path: str) -> Any:
@@ -89,6 +101,7 @@ async def test_a_driver_that_hangs_leaves_the_balancer_serving(
     machine: GpuMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(devices, "_LONGEST_BACK_OFF_SECONDS", 0.01)
+    patient(monkeypatch, SOON)
     async with ScriptedInstance().running() as one, balancing(one, devices=[device()]) as running:
         await until(lambda: states(running) == ["ok"])
         machine.has(gpu(), calls={"*": "hang"})

@@ -57,6 +57,13 @@ def test_an_idle_fleet_is_told_in_a_few_lines() -> None:
     ]
 
 
+@pytest.mark.parametrize(("percent", "shown"), [(None, "m (0/1)  "), (12.5, "m (0/1, 12.5 % on the CPU)  ")])
+def test_a_model_on_the_cpu_is_seen_at_once(percent: float | None, shown: str) -> None:
+    runner = {"model": "m", "running": 0, "slots": 1, "cpu_percent": percent}
+
+    assert shown in render(told(instances=[instance(runners=[runner])])).splitlines()[1]
+
+
 @pytest.mark.parametrize(
     ("facts", "state"),
     [
