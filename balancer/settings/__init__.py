@@ -15,9 +15,15 @@ from balancer.settings.groups import (
     ModelPoolSettings,
     PlacementSettings,
     ProvisioningSettings,
-    RuntimesSettings,
 )
 from balancer.settings.rules import refuse_fixed_changes
+from balancer.settings.runtimes import (
+    LlamaServerSettings,
+    OllamaSettings,
+    RuntimesSettings,
+    ServedModelSettings,
+    VllmSettings,
+)
 from balancer.settings.schema import PENDING, GpuInstanceSettings, InstanceSettings, Settings
 from balancer.settings.sources import load
 from balancer.settings.values import Address, LogFormat, LogLevel, Provision, Strategy
@@ -33,18 +39,22 @@ __all__ = [
     "HealthSettings",
     "InstanceSettings",
     "LimitsSettings",
+    "LlamaServerSettings",
     "LoadBalancingSettings",
     "LogFormat",
     "LogLevel",
     "LogSettings",
     "ModelPoolSettings",
+    "OllamaSettings",
     "PlacementSettings",
     "Provision",
     "ProvisioningSettings",
     "RuntimesSettings",
+    "ServedModelSettings",
     "Settings",
     "SettingsError",
     "Strategy",
+    "VllmSettings",
     "load",
     "refuse_fixed_changes",
 ]

@@ -142,18 +142,6 @@ class PlacementSettings(Group):
     pinned: tuple[ModelName, ...] = Field(default=(), description="Models that are never unloaded.")
 
 
-class VllmSettings(Group):
-    """The vLLM runtime."""
-
-    enabled: bool = Field(default=False, description="Whether models may be served by vLLM.")
-
-
-class RuntimesSettings(Group):
-    """The runtimes beside Ollama."""
-
-    vllm: VllmSettings = Field(default_factory=VllmSettings, description="The vLLM runtime.")
-
-
 class LimitsSettings(Group):
     """What a client may send, and how long things may take."""
 

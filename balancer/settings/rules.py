@@ -52,6 +52,7 @@ def broken_rules(settings: Settings, origins: Origins) -> list[Fault]:
         *_exposure(settings, origins),
         *_instances(settings, origins),
         *_limits(settings, origins),
+        *_memory_shares(settings, origins),
     ]
 
 
@@ -143,6 +144,19 @@ def _limits(settings: Settings, origins: Origins) -> Iterator[Fault]:
                 f"limits.{large} is {size_text(most)}, below limits.{small}, {size_text(least)}",
                 "at least as much",
             )
+
+
+def _memory_shares(settings: Settings, origins: Origins) -> Iterator[Fault]:
+    """Shares of one GPU, as far as the text alone tells that it is one. Those of vLLM alone are checked
+    here, since it takes its share at once; the rest is checked where the GPUs are known."""
+    path = ("runtimes", "vllm", "models")
+    taken: dict[str, float] = {}
+    for index, model in enumerate(settings.runtimes.vllm.models):
+        for device in model.devices if model.memory_share else ():
+            taken[device] = round(taken.get(device, 0.0) + (model.memory_share or 0.0), 6)
+            if taken[device] >= 1.0:
+                problem = f"the shares of GPU {shown(device)} come to {taken[device]:.2f} with this one"
+                yield origins.fault(path, problem, "less than 1 together", item=index, part="memory_share")
 
 
 def _with_places(settings: Settings) -> Iterator[tuple[Path, int, InstanceSettings]]:

@@ -25,8 +25,8 @@ from balancer.settings.groups import (
     ModelPoolSettings,
     PlacementSettings,
     ProvisioningSettings,
-    RuntimesSettings,
 )
+from balancer.settings.runtimes import RuntimesSettings
 from balancer.settings.values import (
     Address,
     Count,
@@ -55,7 +55,6 @@ PENDING: Mapping[str, str] = MappingProxyType(
         "placement": "model placement",
         "provision": "provisioning",
         "provisioning": "provisioning",
-        "runtimes": "provisioning",
     }
 )
 
@@ -241,7 +240,7 @@ class Settings(Group):
         default_factory=PlacementSettings, description="Which models stay loaded."
     )
     runtimes: RuntimesSettings = Field(
-        default_factory=RuntimesSettings, description="The runtimes beside Ollama."
+        default_factory=RuntimesSettings, description="The programs of managed instances."
     )
 
     @property

@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from pydantic import Field
 
-from balancer.settings.groups import Group, VllmSettings
+from balancer.settings.groups import Group
 from balancer.settings.schema import Settings
 from balancer.settings.tree import Entry, Path
 from balancer.settings.values import Address, Count, ModelName, Number, Paths
@@ -87,10 +87,16 @@ class ModeliumMetrics(Group):
     )
 
 
+class ModeliumVllm(Group):
+    """Modelium's name for runtimes.vllm."""
+
+    enabled: bool = Field(default=False, description="The same as runtimes.vllm.enabled.")
+
+
 class FileSettings(Settings):
     """What a YAML file may hold: the settings, and Modelium's names for some of them."""
 
-    vllm: VllmSettings = Field(default_factory=VllmSettings, description="The same as runtimes.vllm.")
+    vllm: ModeliumVllm = Field(default_factory=ModeliumVllm, description="Modelium's name for runtimes.vllm.")
     orchestration: ModeliumOrchestration = Field(
         default_factory=ModeliumOrchestration, description="Modelium's names for drop_dir and placement."
     )

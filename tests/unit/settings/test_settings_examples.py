@@ -9,7 +9,14 @@ import yaml
 from jsonschema import Draft202012Validator
 from pydantic.fields import FieldInfo
 
-from balancer.settings import PENDING, GpuInstanceSettings, InstanceSettings, Settings, load
+from balancer.settings import (
+    PENDING,
+    GpuInstanceSettings,
+    InstanceSettings,
+    ServedModelSettings,
+    Settings,
+    load,
+)
 from balancer.settings.environment import read_dotenv
 from balancer.settings.json_schema import pending_note, schema_text
 from balancer.settings.synonyms import INI_KEYS, VARIABLES
@@ -17,6 +24,7 @@ from balancer.settings.tree import allowed_by, is_size, leaves
 
 CONFIG = Path(__file__).parents[3] / "config"
 EXAMPLE = CONFIG / "balancer.yaml"
+RUNTIMES = CONFIG / "runtimes.yaml"
 BOUNDED = ("a whole", "a number", "a size", "one of")
 
 
@@ -49,7 +57,7 @@ def test_schema_is_valid_and_takes_the_examples() -> None:
     schema = json.loads(schema_text())
     Draft202012Validator.check_schema(schema)
 
-    for name in ("balancer.yaml", "gpu_instances.yaml"):
+    for name in ("balancer.yaml", "gpu_instances.yaml", "runtimes.yaml"):
         Draft202012Validator(schema).validate(yaml.safe_load((CONFIG / name).read_text()))
 
 
@@ -65,6 +73,9 @@ def test_schema_is_valid_and_takes_the_examples() -> None:
         {"limits": {"body_bytes": 1}},
         {"limits": {"body_bytes": "7XB"}},
         {"health": {"interval_seconds": 0}},
+        {"runtimes": {"ollama": {"environment": {"OLLAMA_HOST": "0.0.0.0"}}}},
+        {"runtimes": {"vllm": {"models": [{"name": "a"}]}}},
+        {"runtimes": {"vllm": {"models": [{"name": "a", "path": "/a", "memory_share": 1}]}}},
     ],
 )
 def test_schema_refuses_what_the_loader_refuses(data: dict[str, object]) -> None:
@@ -88,6 +99,18 @@ def test_example_tells_meaning_and_range_of_every_setting() -> None:
 
     for name, field in all_settings():
         assert field.description, name
+        assert field.description in text, name
+        if allowed_by(field).startswith(BOUNDED):
+            assert allowed_by(field)[1:] in text, name
+
+
+def test_runtimes_example_tells_every_setting_of_a_served_model() -> None:
+    given = set(given_keys(yaml.safe_load(RUNTIMES.read_text())))
+    text = " ".join(line.strip().lstrip("# ") for line in RUNTIMES.read_text().splitlines())
+
+    for name, field in ServedModelSettings.model_fields.items():
+        assert f"runtimes.vllm.models.{name}" in given
+        assert field.description is not None
         assert field.description in text, name
         if allowed_by(field).startswith(BOUNDED):
             assert allowed_by(field)[1:] in text, name
@@ -118,7 +141,8 @@ def test_every_size_and_duration_names_its_unit() -> None:
 
 
 def test_every_example_loads_alone_and_together() -> None:
-    files = [CONFIG / name for name in ("gpu_loadbalancing.ini", "gpu_instances.yaml")]
+    names = ("gpu_loadbalancing.ini", "gpu_instances.yaml", "runtimes.yaml")
+    files = [CONFIG / name for name in names]
 
     for file in (*files, EXAMPLE):
         load([file], environ={})
