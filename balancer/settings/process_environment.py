@@ -19,7 +19,7 @@ _MOST_CHARACTERS = 8192
 
 _ADDRESS = "each instance gets an address of its own"
 _DEVICES = "the plan says which devices an instance has"
-_SLOTS = "the balancer counts slots and has to know them"
+_SLOTS = "provisioning.slots says it, and the balancer counts on it"
 _STORE = "one instance of a store tidies it up, and no other"
 _KEY = "the balancer has no such key and would be turned away"
 

@@ -1,0 +1,39 @@
+"""Shares of a device's memory: what a process is told that it may take, and that all of one device come to
+less than the whole."""
+
+from collections.abc import Sequence
+
+from balancer.core.device import Device
+from balancer.core.plan import PlannedInstance, Runtime
+from balancer.provisioning.runtimes.base import CannotLaunch
+
+
+def share_of(instance: PlannedInstance, devices: Sequence[Device]) -> float:
+    """The share of each of its devices that an instance takes, the same on each (dimensionless)."""
+    return instance.memory_bytes / sum(device.memory_bytes for device in devices)
+
+
+def check_shares(instances: Sequence[PlannedInstance], devices: Sequence[Device]) -> None:
+    """Check that what is taken of each device at the start, and held until the end, is less than all of it.
+
+    An instance of Ollama takes memory when a model is loaded, and the ledger checks that; vLLM and
+    llama-server take theirs at once.
+
+    Raises:
+        CannotLaunch: it is not; names the instances and their shares.
+    """
+    known = {device.key: device for device in devices}
+    holders = [each for each in instances if each.runtime is not Runtime.OLLAMA]
+    for device in devices:
+        shares = {
+            each.name: share_of(each, [known[key] for key in each.devices])
+            for each in holders
+            if device.key in each.devices and known.keys() >= set(each.devices)
+        }
+        if sum(shares.values()) >= 1.0:
+            told = ", ".join(f"'{name}' {share:.2f}" for name, share in shares.items())
+            raise CannotLaunch(
+                f"GPU {device.index} ({device.name}) has too little memory for {told}: together "
+                f"{sum(shares.values()):.2f} of it, and less than 1 is needed; lower memory_share, or name "
+                "other devices for one"
+            )
