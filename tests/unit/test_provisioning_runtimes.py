@@ -27,8 +27,8 @@ VLLM_OPTIONS = {
     "--enforce-eager": None,
     "--tensor-parallel-size": r"[0-9]+",
 }
-"""The options of `vllm serve` that are used, each with the form of its value, as vLLM v0.26 documents them in
-docs/cli/serve.md and docs/configuration/engine_args.md. None: a switch."""
+"""The options of `vllm serve` that are used, each with the form of its value, None for a switch; as
+documented in docs/serving/engine_args of vLLM v0.8.5."""
 
 
 def options(arguments: Sequence[str]) -> dict[str, tuple[str, ...]]:

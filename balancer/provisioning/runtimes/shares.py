@@ -13,6 +13,12 @@ def share_of(instance: PlannedInstance, devices: Sequence[Device]) -> float:
     return instance.memory_bytes / sum(device.memory_bytes for device in devices)
 
 
+def split_over(memory_bytes: int, devices: Sequence[Device]) -> dict[str, int]:
+    """What an instance with this much memory takes of each of its devices, by key: the same share of each."""
+    whole = sum(device.memory_bytes for device in devices)
+    return {device.key: memory_bytes * device.memory_bytes // whole for device in devices}
+
+
 def check_shares(instances: Sequence[PlannedInstance], devices: Sequence[Device]) -> None:
     """Check that what is taken of each device at the start, and held until the end, is less than all of it.
 

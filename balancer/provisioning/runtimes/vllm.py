@@ -1,7 +1,7 @@
 """vLLM: one `vllm serve` per model.
 
-Source of the options: vLLM v0.26 docs/cli/serve.md and vllm/engine/arg_utils.py; those used here are there
-since v0.8 at the latest.
+Source of the options: vLLM v0.8.5 docs/serving/engine_args, vllm/entrypoints/cli/serve.py and
+vllm/config/cache.py; none of those used here has changed since.
 """
 
 import math
@@ -109,8 +109,8 @@ def _utilization(share: float) -> str:
 
 
 def _dtype(devices: Sequence[Device], *, use_fp16: bool) -> str:
-    """`auto` is the model's own, in 16 bits also for one of 32; most are BF16, which vLLM refuses where a
-    card has none. Source: vLLM v0.26 vllm/config/model.py."""
+    """`auto` is the model's own, in 16 bits also for one of 32; most are BF16, which needs compute
+    capability 8.0. Source: vLLM v0.8.5 docs/serving/engine_args, --dtype."""
     if not use_fp16:
         return "float32"
     return "auto" if all(device.bf16 for device in devices) else "float16"
