@@ -1,0 +1,275 @@
+"""The Ollama servers that run on this machine already, whoever started them, and what that means for
+provisioning: they hold GPU memory that nobody here can count on.
+
+Linux only. What belongs to another user or to a container tells less of itself; its user, its unit and, on
+the ports that Ollamas usually have, its port can still be had. These calls block for some milliseconds.
+"""
+
+import os
+import pwd
+import re
+import socket
+import struct
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from itertools import islice
+from pathlib import Path
+
+from balancer.provisioning.process_table import PROC, environment, holder_of, pids, read_text
+
+OLLAMA_PORT = 11434
+# Where further Ollamas of one machine are put by hand; those of the balancer come after.
+_USUAL_PORTS = range(OLLAMA_PORT, 11500)
+_LISTEN = "0A"
+_NAMES = frozenset(("ollama", ".ollama-wrapped"))
+_FORWARDERS = frozenset(("docker-proxy", "rootlessport", "pasta", "pasta.avx2", "slirp4netns"))
+_SERVICE = re.compile(r"/([^/\s]+)\.service$", re.MULTILINE)
+_USER_SERVICE = re.compile(r"/user@[0-9]+\.service/\S*")
+_CONTAINER = re.compile(r"(docker|libpod|podman)?[-/]([0-9a-f]{64})\b")
+
+
+@dataclass(frozen=True, slots=True)
+class ExistingOllama:
+    """One Ollama server. `addresses` are those that it is seen or taken to listen on, none where that cannot
+    be told. `pid` is None for a listener on Ollama's own port whose process cannot be seen. `unit` is the
+    systemd service that it is, of the system or, where `of_user`, of its user; `container` the id of the
+    container that it runs in. `models_dir` is where its models are, None where that cannot be told."""
+
+    addresses: tuple[str, ...]
+    pid: int | None = None
+    user: str | None = None
+    unit: str | None = None
+    of_user: bool = False
+    container: str | None = None
+    engine: str = "docker"
+    models_dir: Path | None = None
+    models_readable: bool = False
+
+    @property
+    def url(self) -> str | None:
+        """Where it can be attached, None where that cannot be told."""
+        return f"http://{self.addresses[0]}" if self.addresses else None
+
+    @property
+    def stop_command(self) -> str:
+        """What ends it, and keeps it from being started again by what started it."""
+        if self.container:
+            return f"{self.engine} stop {self.container[:12]}"
+        if self.unit:
+            how = "systemctl --user" if self.of_user else "sudo systemctl"
+            return f"{how} disable --now {self.unit}"
+        if self.pid is None:
+            return "sudo systemctl disable --now ollama"
+        return f"{'' if self.user == _user_name(os.getuid()) else 'sudo '}kill {self.pid}"
+
+    def __str__(self) -> str:
+        where = f" on {', '.join(self.addresses)}" if self.addresses else ""
+        who = [f"process {self.pid}" if self.pid is not None else "a process that cannot be seen"]
+        who += [f"user {self.user}"] if self.user else []
+        who += [f"{self.engine} container {self.container[:12]}"] if self.container else []
+        who += [f"{self.unit}.service"] if self.unit else []
+        return f"an Ollama runs here already{where}: {', '.join(who)}"
+
+
+class Proposal(StrEnum):
+    """What to do beside what runs here."""
+
+    PROVISION = "provision"
+    ATTACH = "attach"
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What runs here already, what is proposed, and the sentences that tell it, a line each."""
+
+    found: tuple[ExistingOllama, ...]
+    proposal: Proposal
+    sentences: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Listener:
+    host: str
+    port: int
+    uid: int
+    inode: str
+
+    @property
+    def address(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+@dataclass(slots=True)
+class _Sockets:
+    """Who listens on this machine; each listener is given to one server at most."""
+
+    left: list[_Listener] = field(default_factory=list)
+
+    def take(self, wanted: Sequence[_Listener]) -> tuple[str, ...]:
+        self.left = [each for each in self.left if each not in wanted]
+        return tuple(dict.fromkeys(each.address for each in wanted))
+
+
+def look_around(*, gpus: bool, managed: Collection[int] = (), proc: Path = PROC) -> Situation:
+    """What runs here besides the instances on the `managed` ports; `gpus`: whether there are GPUs to share.
+
+    Attaching is proposed wherever an Ollama can be reached: started beside it, others would be promised
+    memory that it takes.
+    """
+    found = find_existing(managed=managed, proc=proc)
+    attachable = [each.url for each in found if each.url]
+    sentences = [line for each in found for line in _told(each, gpus=gpus)]
+    if attachable:
+        sentences.append(f"to use what runs: balancer serve {' '.join(attachable)}")
+    return Situation(found, Proposal.ATTACH if attachable else Proposal.PROVISION, tuple(sentences))
+
+
+def find_existing(*, managed: Collection[int] = (), proc: Path = PROC) -> tuple[ExistingOllama, ...]:
+    """Every Ollama server of this machine but those on the `managed` ports, the one on Ollama's own port
+    first."""
+    listeners = [*_listeners(proc / "net" / "tcp"), *_listeners(proc / "net" / "tcp6")]
+    mine = {each.inode for each in listeners if each.port in managed}
+    sockets = _Sockets([each for each in listeners if each.port not in managed])
+    open_first = sorted(
+        (pid for pid in pids(proc) if _serves(proc / str(pid))),
+        key=lambda pid: (_inodes(proc / str(pid)) is None, pid),
+    )
+    seen = [
+        _existing(pid, sockets, proc) for pid in open_first if not mine & (_inodes(proc / str(pid)) or set())
+    ]
+    own_port = f":{OLLAMA_PORT}"
+    return tuple(
+        sorted(
+            _with_hidden(seen, sockets, proc),
+            key=lambda each: (not (each.addresses and each.addresses[0].endswith(own_port)), each.addresses),
+        )
+    )
+
+
+def _told(existing: ExistingOllama, *, gpus: bool) -> Iterator[str]:
+    yield str(existing)
+    if gpus:
+        yield "GPU memory that it takes is not the balancer's to give: instances beside it may run out of it"
+    if existing.models_dir is not None and existing.models_readable:
+        yield f"to use its models in managed instances: runtimes.ollama.models_dir: {existing.models_dir}"
+    elif existing.models_dir is not None:
+        yield f"its models are in {existing.models_dir}, which this user may not read"
+    yield f"to stop it and leave everything to the balancer: {existing.stop_command}"
+
+
+def _serves(process: Path) -> bool:
+    """Whether it is `ollama serve`, and neither a client nor a runner. Everyone may read that."""
+    arguments = read_text(process / "cmdline").split("\0")
+    named = read_text(process / "comm").strip() in _NAMES
+    return named and len(arguments) > 1 and arguments[1] in ("serve", "start")
+
+
+def _existing(pid: int, sockets: _Sockets, proc: Path) -> ExistingOllama:
+    process = proc / str(pid)
+    control_groups = read_text(process / "cgroup")
+    container = _CONTAINER.search(control_groups)
+    if container and container[2] not in read_text(proc / "self" / "cgroup"):
+        engine = "podman" if container[1] in ("libpod", "podman") else "docker"
+        return ExistingOllama(addresses=(), pid=pid, container=container[2], engine=engine)
+    uid = _uid(process)
+    service = _SERVICE.search(control_groups)
+    models_dir = _models_dir(pid, uid, proc)
+    return ExistingOllama(
+        addresses=sockets.take(_listening(process, uid, sockets)),
+        pid=pid,
+        user=_user_name(uid),
+        unit=service[1] if service else None,
+        of_user=_USER_SERVICE.search(control_groups) is not None,
+        models_dir=models_dir,
+        models_readable=models_dir is not None and os.access(models_dir, os.R_OK | os.X_OK),
+    )
+
+
+def _listening(process: Path, uid: int | None, sockets: _Sockets) -> list[_Listener]:
+    inodes = _inodes(process)
+    if inodes is not None:
+        return [each for each in sockets.left if each.inode in inodes]
+    # Its files are closed to us, but everyone may read which user listens where.
+    usual = (each for each in sockets.left if each.uid == uid and each.port in _USUAL_PORTS)
+    first = min(usual, key=lambda each: each.port, default=None)
+    return [each for each in sockets.left if first is not None and (each.uid, each.port) == (uid, first.port)]
+
+
+def _with_hidden(seen: Sequence[ExistingOllama], sockets: _Sockets, proc: Path) -> Iterator[ExistingOllama]:
+    """Those seen, and who listens on Ollama's own port unseen: a container's is forwarded by another
+    process, and processes can be hidden from other users."""
+    hidden = [each for each in sockets.left if each.port == OLLAMA_PORT and _may_be_ollama(each, proc)]
+    addresses = sockets.take(hidden)
+    for each in seen:
+        if each.container and addresses:
+            yield replace(each, addresses=addresses)
+            addresses = ()
+        else:
+            yield each
+    if addresses:
+        yield ExistingOllama(addresses=addresses, user=_user_name(hidden[0].uid))
+
+
+def _may_be_ollama(listener: _Listener, proc: Path) -> bool:
+    pid = holder_of({listener.inode}, pids(proc), proc=proc)
+    return pid is None or read_text(proc / str(pid) / "comm").strip() in _FORWARDERS
+
+
+def _models_dir(pid: int, uid: int | None, proc: Path) -> Path | None:
+    """As its environment says; where that is closed to us, the folder of its user's home if there is one."""
+    given = environment(pid, proc=proc)
+    if given:
+        return Path(given.get("OLLAMA_MODELS") or f"{given.get('HOME', '')}/.ollama/models")
+    with suppress(KeyError, OSError):
+        if uid is not None and (usual := Path(pwd.getpwuid(uid).pw_dir) / ".ollama" / "models").is_dir():
+            return usual
+    return None
+
+
+def _inodes(process: Path) -> set[str] | None:
+    """The sockets that a process has open, None where that is closed to us."""
+    found = set()
+    try:
+        for link in (process / "fd").iterdir():
+            with suppress(OSError):
+                found.add(str(link.readlink()))
+    except OSError:
+        return None
+    return found
+
+
+def _uid(process: Path) -> int | None:
+    line = next((line for line in read_text(process / "status").splitlines() if line.startswith("Uid:")), "")
+    words = line.split()
+    return int(words[1]) if len(words) > 1 else None
+
+
+def _user_name(uid: int | None) -> str | None:
+    try:
+        return None if uid is None else pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _listeners(table: Path) -> Iterator[_Listener]:
+    """Those that listen stand before all others. Source: Linux net/ipv4/tcp_ipv4.c, tcp_seq_start."""
+    with suppress(OSError), table.open(errors="replace") as lines:
+        for line in islice(lines, 1, None):
+            columns = line.split()
+            if len(columns) < 10 or columns[3] != _LISTEN:
+                return
+            address, _, port = columns[1].rpartition(":")
+            yield _Listener(_host(address), int(port, 16), int(columns[7]), f"socket:[{columns[9]}]")
+
+
+def _host(address: str) -> str:
+    """How a listener is reached from this machine. The kernel writes its address word by word in the
+    machine's own byte order."""
+    words = [int(address[at : at + 8], 16) for at in range(0, len(address), 8)]
+    packed = struct.pack(f"={len(words)}I", *words)
+    if not any(packed):
+        return "127.0.0.1"
+    text = socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
+    return f"[{text}]" if ":" in text else text
