@@ -15,6 +15,7 @@ from balancer.provisioning.runtimes import LAUNCHERS, CannotLaunch, launches, ol
 from balancer.settings.process_environment import RESERVED
 
 MIB = 2**20
+PAGE = Path(__file__).parents[2] / "docs" / "runtime-environment.md"
 
 VLLM_OPTIONS = {
     "--served-model-name": r"\S+",
@@ -496,3 +497,52 @@ def test_shares_below_a_whole_device_pass(tmp_path: Path) -> None:
     ]
 
     assert len(launches(planned, host(tmp_path, device(), device(1)))) == 2
+
+
+# The page about it
+
+
+def cells(heading: str) -> str:
+    """The first cells of the tables under a heading of the page."""
+    _, _, section = PAGE.read_text().partition(f"## {heading}\n")
+    lines = section.partition("\n## ")[0].splitlines()
+    return "\n".join(line.split("|")[1] for line in lines if line.startswith("|"))
+
+
+def test_the_page_names_every_variable_and_option_that_is_set(tmp_path: Path) -> None:
+    model = tmp_path / "a.gguf"
+    model.write_bytes(b"GGUF")
+    own = host(tmp_path, device(capability=(12, 0)), device(1, capability=(12, 0)))
+    every = cells("Set for every runtime")
+    headings = {Runtime.OLLAMA: "Ollama", Runtime.VLLM: "vLLM", Runtime.LLAMA_SERVER: "llama-server"}
+
+    for runtime, name in headings.items():
+        for devices in (UUIDS, UUIDS[:1], () if runtime is not Runtime.VLLM else UUIDS[:1]):
+            planned = instance(
+                runtime, devices=devices, models=("a",), model_path=str(model), context_length=64
+            )
+            launch = LAUNCHERS[runtime](planned, own)
+            told = every + cells(f"Set for {name}")
+            variables = {each for each, value in launch.environment.items() if own.environ.get(each) != value}
+            given = {each for each in launch.arguments if each.startswith("--")}
+            assert [each for each in variables | given if f"`{each}`" not in told] == []
+
+
+def test_the_page_names_everything_that_is_refused_and_its_reason() -> None:
+    page = PAGE.read_text().replace("`", "")
+    refused = cells("Refused")
+
+    assert [name for name in RESERVED if f"`{name}`" not in refused] == []
+    assert [reason for reason in RESERVED.values() if reason not in page] == []
+
+
+def test_the_page_names_everything_that_is_inherited(tmp_path: Path) -> None:
+    _, _, section = PAGE.read_text().partition("## Inherited\n")
+    rows = [line.split("|")[2] for line in section.partition("\n## ")[0].splitlines() if line.startswith("|")]
+    named = [name for name in re.findall(r"`([^`]+)`", " ".join(rows)) if "*" not in name]
+    environ = {name: "x" for name in named if name != "PATH"}
+
+    environment = ollama.launch(instance(), host(tmp_path, device(), environ=environ)).environment
+
+    assert [name for name in named if environment.get(name) in (None, "")] == []
+    assert [name for name in ollama.USERS_OWN if name not in named] == []

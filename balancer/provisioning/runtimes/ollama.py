@@ -15,7 +15,7 @@ _INSTALL = "install Ollama (see ollama.com/download)"
 _MIB = 2**20
 
 # Those of the user's own variables that say how Ollama works and leave alone what the balancer counts on.
-_USERS_OWN = (
+USERS_OWN = (
     *("OLLAMA_DEBUG", "OLLAMA_FLASH_ATTENTION", "OLLAMA_KV_CACHE_TYPE", "OLLAMA_GPU_OVERHEAD"),
     *("OLLAMA_KEEP_ALIVE", "OLLAMA_LOAD_TIMEOUT", "OLLAMA_CONTEXT_LENGTH", "OLLAMA_MODELS"),
     *("OLLAMA_LLM_LIBRARY", "OLLAMA_GO_TEMPLATE", "OLLAMA_MAX_TRANSFER_STREAMS"),
@@ -61,7 +61,7 @@ def models_folder(host: Host) -> Path:
 
 
 def _chosen(instance: PlannedInstance, host: Host) -> dict[str, str]:
-    users = inherited(host.environ, names=_USERS_OWN)
+    users = inherited(host.environ, names=USERS_OWN)
     keep_alive = f"{host.settings.placement.evict_after_idle_seconds:.0f}s"
     context_length = instance.context_length or users.get("OLLAMA_CONTEXT_LENGTH") or _CONTEXT_LENGTH
     chosen = users | {
