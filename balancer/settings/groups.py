@@ -92,26 +92,69 @@ class CacheSettings(Group):
     )
 
 
+class DeviceSettings(Group):
+    """One GPU of this machine that is to be treated in its own way."""
+
+    gpu_id: Count = Field(ge=0, le=1023, description="The index of the GPU that is meant.")
+    instances: Count = Field(
+        ge=0, le=64, description="The instances that it gets, whatever its memory. 0: it is left alone."
+    )
+
+
 class ProvisioningSettings(Group):
-    """How many instances a device gets."""
+    """How many instances a device gets, and what each is set up for."""
 
     several_instances: bool = Field(
         default=True, description="Whether a device may get more than one instance."
     )
+    instances_per_device: Count | None = Field(
+        default=None,
+        ge=1,
+        le=64,
+        description="The instances on each device. null: from its memory, or from model_size_estimate_bytes.",
+    )
     max_instances_per_device: Count | None = Field(
         default=None, ge=1, le=64, description="The most instances on one device. null: from its memory."
+    )
+    devices: tuple[DeviceSettings, ...] = Field(
+        default=(), description="GPUs that get another number of instances than the others."
+    )
+    cpu_instance: bool = Field(
+        default=False,
+        description="Whether a machine with GPUs gets an instance on its CPU too, for small models. One "
+        "without GPUs always does.",
     )
     memory_reserve_bytes: Size = Field(
         default=2 * GIB,
         ge=0,
         le=1024 * GIB,
-        description="Memory of each device kept free for batches and activations, in bytes or as 2GiB.",
+        description="Memory of each device kept free for batches and activations, at most half of it, in "
+        "bytes or as 2GiB.",
     )
-    model_size_estimate_bytes: Size = Field(
-        default=1536 * MIB,
+    model_size_estimate_bytes: Size | None = Field(
+        default=None,
         ge=MIB,
         le=1024 * GIB,
-        description="The size assumed of a model that is not known yet, in bytes or as 1.5GiB.",
+        description="The size assumed of a model that is not known yet, in bytes or as 1.5GiB; a device then "
+        "gets as many instances as models of this size fit. null: its memory decides.",
+    )
+    model: ModelName | None = Field(
+        default=None,
+        description="The model that context lengths are chosen for. null: the largest of those meant for the "
+        "instance, else an assumed one.",
+    )
+    slots: Count = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Parallel places in each runner of a managed instance (OLLAMA_NUM_PARALLEL); each takes "
+        "a KV cache of its own.",
+    )
+    first_port: Count = Field(
+        default=11500,
+        ge=1024,
+        le=65535,
+        description="The first port of managed instances; from there up, those that are free.",
     )
     warm_up: bool = Field(
         default=True, description="Whether models meant for an instance are loaded at its start."

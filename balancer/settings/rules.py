@@ -53,6 +53,7 @@ def broken_rules(settings: Settings, origins: Origins) -> list[Fault]:
         *_instances(settings, origins),
         *_limits(settings, origins),
         *_memory_shares(settings, origins),
+        *_devices(settings, origins),
     ]
 
 
@@ -157,6 +158,16 @@ def _memory_shares(settings: Settings, origins: Origins) -> Iterator[Fault]:
             if taken[device] >= 1.0:
                 problem = f"the shares of GPU {shown(device)} come to {taken[device]:.2f} with this one"
                 yield origins.fault(path, problem, "less than 1 together", item=index, part="memory_share")
+
+
+def _devices(settings: Settings, origins: Origins) -> Iterator[Fault]:
+    path = ("provisioning", "devices")
+    first: dict[int, int] = {}
+    for index, device in enumerate(settings.provisioning.devices):
+        if device.gpu_id in first:
+            problem = f"GPU {device.gpu_id} is told of in {origins.label(path, first[device.gpu_id])} already"
+            yield origins.fault(path, problem, "each GPU once", item=index, part="gpu_id")
+        first.setdefault(device.gpu_id, index)
 
 
 def _with_places(settings: Settings) -> Iterator[tuple[Path, int, InstanceSettings]]:

@@ -54,7 +54,6 @@ PENDING: Mapping[str, str] = MappingProxyType(
         "model_pool": "replicas of models",
         "placement": "model placement",
         "provision": "provisioning",
-        "provisioning": "provisioning",
     }
 )
 
@@ -231,7 +230,8 @@ class Settings(Group):
         default_factory=CacheSettings, description="Use of what runners remember of earlier prompts."
     )
     provisioning: ProvisioningSettings = Field(
-        default_factory=ProvisioningSettings, description="How many instances a device gets."
+        default_factory=ProvisioningSettings,
+        description="How many instances a device gets, and what each is set up for.",
     )
     model_pool: ModelPoolSettings = Field(
         default_factory=ModelPoolSettings, description="Copies of one model."

@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 
 from balancer.settings import (
     PENDING,
+    DeviceSettings,
     GpuInstanceSettings,
     InstanceSettings,
     ServedModelSettings,
@@ -33,6 +34,7 @@ def all_settings() -> Iterator[tuple[str, FieldInfo]]:
         (Settings, ""),
         (InstanceSettings, "instances."),
         (GpuInstanceSettings, "gpu_instances."),
+        (DeviceSettings, "provisioning.devices."),
     ):
         for path, field in leaves(model):
             yield prefix + ".".join(path), field
@@ -89,9 +91,9 @@ def test_example_names_every_setting() -> None:
 
 
 def test_example_holds_the_defaults() -> None:
-    defaults = Settings().model_dump(exclude={"instances", "gpu_instances"})
+    shown = {"instances": True, "gpu_instances": True, "provisioning": {"devices"}}
 
-    assert defaults == load([EXAMPLE], environ={}).model_dump(exclude={"instances", "gpu_instances"})
+    assert Settings().model_dump(exclude=shown) == load([EXAMPLE], environ={}).model_dump(exclude=shown)
 
 
 def test_example_tells_meaning_and_range_of_every_setting() -> None:

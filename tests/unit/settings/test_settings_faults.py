@@ -147,6 +147,13 @@ BROKEN: list[tuple[str, str | bytes, str, str, str]] = [
         "'7XB' is not a size",
         "GB (powers of 1000)",
     ),
+    (
+        "a.yaml",
+        "provisioning: {devices: [{gpu_id: 5, instances: 1}, {gpu_id: x}, {gpu_id: 5, instances: 2}]}",
+        "provisioning.devices[2].gpu_id",
+        "GPU 5 is told of in provisioning.devices[0] already",
+        "each GPU once",
+    ),
     ("a.yaml", "cors_origins: ['*']", "cors_origins[0]", "is not an origin", "scheme://host"),
     (
         "a.yaml",

@@ -297,7 +297,14 @@ SOMETHING_ELSE='
 """
     found = settings(dotenv=write(tmp_path, ".env", text))
 
-    assert tuple(found.provisioning.model_dump().values()) == (False, 3, 5 * 2**29, 3 * 2**29, False, False)
+    assert found.provisioning.model_dump(exclude_unset=True) == {
+        "several_instances": False,
+        "max_instances_per_device": 3,
+        "memory_reserve_bytes": 5 * 2**29,
+        "model_size_estimate_bytes": 3 * 2**29,
+        "warm_up": False,
+        "use_fp16": False,
+    }
     assert (found.batching.max_size, found.batching.window_ms) == (64, 200)
     assert found.limits.queue_requests == 10
     assert tuple(found.model_pool.model_dump().values()) == (False, 2)
