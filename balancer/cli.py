@@ -15,9 +15,11 @@ from balancer.commands.check import check
 from balancer.commands.demo import DEFAULT_INSTANCES, demo
 from balancer.commands.drain import drain, undrain
 from balancer.commands.exit_codes import DONE
+from balancer.commands.plan import parse_gpus, plan
 from balancer.commands.reload import reload
 from balancer.commands.serve import serve
 from balancer.commands.status import status
+from balancer.core.device import Device
 
 _ADMIN_URL = "http://127.0.0.1:11401"
 _CLIENT_URL = "http://127.0.0.1:11400"
@@ -47,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_serve(commands)
     _add_demo(commands)
     _add_check(commands)
+    _add_plan(commands)
     _add_status(commands)
     _add_drain(commands)
     _add_undrain(commands)
@@ -82,9 +85,7 @@ def _add_demo(commands: _Commands) -> None:
 
 
 def _add_server_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--config", action="append", default=[], type=Path, metavar="FILE", help="YAML or INI; repeatable"
-    )
+    _add_config_option(command)
     command.add_argument("--listen", metavar="HOST:PORT", help="for clients (127.0.0.1:11400)")
     command.add_argument("--admin-listen", metavar="HOST:PORT", help="for operators (127.0.0.1:11401)")
     command.add_argument("--strategy", help="how an instance is chosen")
@@ -96,11 +97,29 @@ def _add_server_options(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_config_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--config", action="append", default=[], type=Path, metavar="FILE", help="YAML or INI; repeatable"
+    )
+
+
 def _add_check(commands: _Commands) -> None:
     command = commands.add_parser("check", help="validate configuration files", allow_abbrev=False)
     command.add_argument("files", nargs="+", type=Path, metavar="FILE")
     command.add_argument("--json", action="store_true")
     command.set_defaults(run=lambda parsed: check(parsed.files, as_json=parsed.json))
+
+
+def _add_plan(commands: _Commands) -> None:
+    command = commands.add_parser(
+        "plan", help="what would be provisioned, starting nothing", allow_abbrev=False
+    )
+    command.add_argument(
+        "--gpus", type=_gpus, metavar="NAME:GIB,…", help="such as 'RTX 4090:24,RTX 3060:12'; those found here"
+    )
+    _add_config_option(command)
+    command.add_argument("--json", action="store_true")
+    command.set_defaults(run=lambda parsed: plan(parsed.config, gpus=parsed.gpus, as_json=parsed.json))
 
 
 def _add_status(commands: _Commands) -> None:
@@ -187,6 +206,13 @@ def _above_zero(text: str) -> float:
     if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0")
     return number
+
+
+def _gpus(text: str) -> tuple[Device, ...]:
+    try:
+        return parse_gpus(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _url(text: str) -> str:

@@ -13,7 +13,7 @@ from balancer.cli import main
 from balancer.commands import serve as serve_command
 from balancer.settings import PENDING
 
-COMMANDS = ["serve", "demo", "check", "status", "drain", "undrain", "reload", "bench"]
+COMMANDS = ["serve", "demo", "check", "plan", "status", "drain", "undrain", "reload", "bench"]
 
 
 @pytest.fixture(autouse=True)

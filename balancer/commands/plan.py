@@ -1,0 +1,155 @@
+"""`balancer plan`: what would be provisioned on this machine, or on devices named instead. Starts nothing."""
+
+import asyncio
+import importlib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from balancer.commands.asking import plain, print_json
+from balancer.commands.exit_codes import BAD_USAGE, DONE
+from balancer.commands.tables import table
+from balancer.core.device import Device
+from balancer.core.plan import Plan, PlannedDevice, PlannedInstance
+from balancer.memory import memory_allowed
+from balancer.provisioning.kv_cache import DEFAULT_CACHE_TYPE
+from balancer.provisioning.model_store import known_models, store_folder
+from balancer.provisioning.plan import make_plan
+from balancer.provisioning.tiers import gib
+from balancer.settings import Provision, Settings, SettingsError, load
+
+GIB = 2**30
+_DETECT_SECONDS = 10.0
+_MOST_GPUS = 64
+_MOST_GIB = 4096
+_COLUMNS = ("device", "instance", "port", "runtime", "share", "context", "why")
+_LONG = 300
+_SAME = "the same"
+_FORM = "NAME:GIB, several with a comma, such as 'RTX 4090:24,RTX 3060:12'"
+
+
+def plan(files: Sequence[Path], *, gpus: Sequence[Device] | None, as_json: bool) -> int:
+    """Print it, for these GPUs or for those of this machine. Faults in the configuration exit 2."""
+    try:
+        settings = load(files, environ=os.environ, dotenv=Path(".env"))
+        devices, notes = (gpus, ()) if gpus is not None else asyncio.run(_detected())
+        planned = make_plan(
+            devices,
+            memory_allowed(),
+            settings,
+            models=known_models(store_folder(os.environ)),
+            kv_cache_type=os.environ.get("OLLAMA_KV_CACHE_TYPE", DEFAULT_CACHE_TYPE),
+        )
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        return BAD_USAGE
+    told = [*notes, *planned.notes, *_off(settings)]
+    if as_json:
+        print_json(as_data(planned, told))
+    else:
+        print(render(planned, told))
+    return DONE
+
+
+def parse_gpus(text: str) -> tuple[Device, ...]:
+    """GPUs from `NAME:GIB,…`. Raises: ValueError, saying what is allowed."""
+    parts = text.split(",")
+    if len(parts) > _MOST_GPUS:
+        raise ValueError(f"{len(parts)} GPUs are named; at most {_MOST_GPUS} are planned for")
+    return tuple(_gpu(index, part) for index, part in enumerate(parts))
+
+
+def _gpu(index: int, part: str) -> Device:
+    name, _, memory = part.rpartition(":")
+    name = name.strip()
+    try:
+        size = float(memory)
+    except ValueError:
+        size = 0.0
+    if not name or not name.isprintable() or not 0 < size <= _MOST_GIB:
+        raise ValueError(f"'{part}' is no GPU; allowed is {_FORM}, above 0 and up to {_MOST_GIB} GiB")
+    return Device(index=index, name=name, memory_bytes=int(size * GIB), free_bytes=int(size * GIB))
+
+
+async def _detected() -> tuple[Sequence[Device], Sequence[str]]:
+    """The GPUs of this machine, and what is to be said of them; none where there is no reader of devices."""
+    try:
+        reader = importlib.import_module("balancer.provisioning.devices")
+    except ModuleNotFoundError:
+        return (), ("GPUs cannot be read here",)
+    detection = await reader.detect(_DETECT_SECONDS)
+    return detection.devices, detection.notes
+
+
+def _off(settings: Settings) -> list[str]:
+    return [] if settings.provision is Provision.AUTO else ["provision is off: serve starts none of them"]
+
+
+def as_data(planned: Plan, notes: Sequence[str]) -> Mapping[str, object]:
+    """The plan as plain data; what `--json` prints."""
+    return {
+        "devices": [
+            {
+                "name": device.name,
+                "index": device.gpu.index if device.gpu else None,
+                "uuid": device.gpu.uuid if device.gpu else "",
+                "memory_bytes": device.memory_bytes,
+                "instances": [_data(each) for each in device.instances],
+            }
+            for device in planned.devices
+        ],
+        "spanning": [_data(each) | {"devices": list(each.devices)} for each in planned.spanning],
+        "notes": list(notes),
+    }
+
+
+def _data(each: PlannedInstance) -> dict[str, object]:
+    return {
+        "name": each.name,
+        "port": each.port,
+        "memory_bytes": each.memory_bytes,
+        "runtime": each.runtime.value,
+        "reason": each.reason,
+        "slots": each.slots,
+        "context_length": each.context_length,
+        "prompt_cache_bytes": each.prompt_cache_bytes,
+        "models": list(each.models),
+        "max_concurrent_requests": each.max_concurrent_requests,
+    }
+
+
+def render(planned: Plan, notes: Sequence[str]) -> str:
+    """A table for people, and below it what they should know besides."""
+    rows = [row for device in planned.devices for row in _rows(device)]
+    rows += [_row(_together(planned, each), each) for each in planned.spanning]
+    lines = table(_COLUMNS, rows)
+    cache = max((each.prompt_cache_bytes for each in planned.instances), default=0)
+    if cache:
+        lines += ["", f"each may keep prompt caches of {gib(cache)} in the host's memory"]
+    return "\n".join([*lines, *(f"note: {plain(note, characters=_LONG)}" for note in notes)])
+
+
+def _rows(device: PlannedDevice) -> list[tuple[str, ...]]:
+    name = f"GPU {device.gpu.index}: {plain(device.name)}" if device.gpu else device.name
+    label = f"{name}, {gib(device.memory_bytes)}"
+    if not device.instances:
+        return [(label, *("-" * (len(_COLUMNS) - 1)))]
+    rows = [_row(label, device.instances[0])]
+    for before, each in pairwise(device.instances):
+        row = _row("", each)
+        rows.append((*row[:-1], _SAME) if each.reason == before.reason else row)
+    return rows
+
+
+def _row(label: str, each: PlannedInstance) -> tuple[str, ...]:
+    share = gib(each.memory_bytes) if each.memory_bytes else "lent"
+    context = "-" if each.context_length is None else str(each.context_length)
+    why = plain(each.reason, characters=_LONG)
+    return (label, plain(each.name), str(each.port), each.runtime.value, share, context, why)
+
+
+def _together(planned: Plan, each: PlannedInstance) -> str:
+    gpus = [device.gpu for device in planned.devices if device.gpu and device.gpu.key in each.devices]
+    return "GPU " + " + ".join(str(gpu.index) for gpu in gpus)

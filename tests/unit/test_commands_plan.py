@@ -1,0 +1,216 @@
+"""`balancer plan`: what it prints, as a table and as JSON, and what it refuses."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from balancer.cli import main
+from balancer.commands.plan import as_data, parse_gpus, render
+from balancer.core.device import Device
+from balancer.core.plan import Plan, PlannedDevice, PlannedInstance, Runtime
+from balancer.provisioning.plan import make_plan
+from balancer.settings import Settings
+from tests.fakes.gguf_file import gguf, llama, store
+
+GIB = 2**30
+
+
+@pytest.fixture(autouse=True)
+def _nothing_configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No file, no variable and no store of this machine plays a part."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in list(os.environ):
+        if name.upper().startswith(("BALANCER_", "GPU_", "MODEL_POOL_", "OLLAMA_")):
+            monkeypatch.delenv(name)
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(("plan", *arguments))
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    assert run(*arguments, "--json") == 0
+    data = json.loads(capsys.readouterr().out)
+    assert isinstance(data, dict)
+    return data
+
+
+def test_json_has_every_device_and_instance() -> None:
+    planned = make_plan(parse_gpus("RTX 4090:24,RTX 3060:12"), 64 * GIB, Settings())
+
+    data = as_data(planned, ["a note"])
+
+    assert list(data) == ["devices", "spanning", "notes"]
+    assert [list(each) for each in data["devices"]] == [
+        ["name", "index", "uuid", "memory_bytes", "instances"]
+    ] * 2
+    assert data["devices"][1] == {
+        "name": "RTX 3060",
+        "index": 1,
+        "uuid": "",
+        "memory_bytes": 12 * GIB,
+        "instances": [
+            {
+                "name": "gpu1",
+                "port": 11503,
+                "memory_bytes": 10 * GIB,
+                "runtime": "ollama",
+                "reason": "1 instance below 14 GiB; context 32768: 4.0 GiB of KV cache beside an assumed 8B "
+                "model (4.6 GiB)",
+                "slots": 1,
+                "context_length": 32768,
+                "prompt_cache_bytes": 64 * GIB * 3 // 10 // 5,
+                "models": [],
+                "max_concurrent_requests": None,
+            }
+        ],
+    }
+    (spanning,) = data["spanning"]
+    assert (spanning["name"], spanning["port"], spanning["devices"]) == ("gpus", 11504, ["0", "1"])
+    assert (spanning["runtime"], spanning["memory_bytes"]) == ("ollama", 0)
+    assert spanning["reason"].startswith("for models that no single GPU holds; ")
+    assert data["notes"] == ["a note"]
+
+
+def test_the_table_of_the_manual_is_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "provisioning.md").read_text()
+
+    assert run("--gpus", "RTX 4090:24,RTX 3060:12") == 0
+
+    table, _, rest = capsys.readouterr().out.partition("\n\n")
+    assert f"$ balancer plan --gpus 'RTX 4090:24,RTX 3060:12'\n{table}\n```" in page
+    assert rest.startswith("each may keep prompt caches of ")
+
+
+def test_a_device_without_instances_and_one_that_spans_are_shown() -> None:
+    card = Device(index=3, name="bad\nname", memory_bytes=GIB, free_bytes=GIB)
+    other = Device(index=4, name="b", memory_bytes=GIB, free_bytes=GIB)
+    spanning = PlannedInstance(
+        name="v", port=9, runtime=Runtime.VLLM, devices=("3", "4"), memory_bytes=3 * 2**29, reason="r"
+    )
+    planned = Plan(
+        devices=tuple(
+            PlannedDevice(name=gpu.name, memory_bytes=GIB, instances=(), gpu=gpu) for gpu in (card, other)
+        ),
+        spanning=(spanning,),
+    )
+
+    lines = render(planned, ["look"]).splitlines()
+
+    assert lines[1].split("  ")[0] == "GPU 3: bad\\nname, 1.0 GiB"
+    assert lines[1].split()[-6:] == ["-"] * 6
+    assert lines[3].split() == ["GPU", "3", "+", "4", "v", "9", "vllm", "1.5", "GiB", "-", "r"]
+    assert lines[-1] == "note: look"
+
+
+@pytest.mark.parametrize(
+    ("text", "devices"),
+    [
+        ("RTX 4090:24", [("RTX 4090", 24 * GIB)]),
+        ("a:0.5, b : 8", [("a", GIB // 2), ("b", 8 * GIB)]),
+        ("NVIDIA: H100:80", [("NVIDIA: H100", 80 * GIB)]),
+    ],
+)
+def test_gpus_are_named_with_their_memory(text: str, devices: list[tuple[str, int]]) -> None:
+    found = parse_gpus(text)
+
+    assert [(each.name, each.memory_bytes) for each in found] == devices
+    assert [each.index for each in found] == list(range(len(devices)))
+    assert all(each.free_bytes == each.memory_bytes for each in found)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "24",
+        ":24",
+        " :24",
+        "a:",
+        "a:x",
+        "a:0",
+        "a:-1",
+        "a:nan",
+        "a:inf",
+        "a:4097",
+        "a:24GB",
+        "a:1,",
+        "a\x1b:1",
+    ],
+)
+def test_other_text_exits_2_and_tells_what_is_allowed(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--gpus", text) == 2
+    assert "NAME:GIB" in capsys.readouterr().err
+
+
+def test_too_many_gpus_exit_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--gpus", ",".join(["a:1"] * 65)) == 2
+    assert "65 GPUs are named; at most 64" in capsys.readouterr().err
+
+
+def test_configuration_decides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.yaml").write_text("provisioning: {instances_per_device: 2, first_port: 12000}\n")
+    (tmp_path / "b.yaml").write_text("provisioning: {first_port: 12500}\nprovision: off\n")
+
+    data = told(capsys, "--gpus", "a:8", "--config", "a.yaml", "--config", "b.yaml")
+
+    assert [each["port"] for each in data["devices"][0]["instances"]] == [12500, 12501]
+    assert data["notes"] == ["provision is off: serve starts none of them"]
+
+
+@pytest.mark.parametrize(
+    ("configuration", "fault"),
+    [
+        (
+            "provisioning: {first_prt: 1}",
+            "a.yaml: provisioning.first_prt: unknown key, did you mean 'first_port'?",
+        ),
+        (
+            "gpu_instances: [{gpu_id: 2, port: 5}]",
+            "this machine: gpu_instances[0].gpu_id: there is no GPU 2, there are GPU 0 (a)",
+        ),
+    ],
+)
+def test_faults_exit_2(
+    configuration: str, fault: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.yaml").write_text(configuration)
+
+    assert run("--gpus", "a:8", "--config", "a.yaml") == 2
+
+    captured = capsys.readouterr()
+    assert captured.err == fault + "\n"
+    assert captured.out == ""
+
+
+def test_models_of_the_store_are_planned_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = gguf(llama({"llama.context_length": 12345}))
+    store(tmp_path / "store", {"registry.ollama.ai/library/mine/latest": model})
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path / "store"))
+    monkeypatch.setenv("BALANCER_PROVISIONING__MODEL", "mine")
+
+    data = told(capsys, "--gpus", "a:8")
+
+    assert data["devices"][0]["instances"][0]["context_length"] == 12345
+
+
+def test_the_type_of_the_kv_cache_is_that_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def context() -> int:
+        found = told(capsys, "--gpus", "a:12")["devices"][0]["instances"][0]["context_length"]
+        assert isinstance(found, int)
+        return found
+
+    assert context() == 32768
+    monkeypatch.setenv("OLLAMA_KV_CACHE_TYPE", "q8_0")
+    assert context() == 65536
