@@ -1,0 +1,72 @@
+"""The architectures that vLLM serves for text generation, as `config.json` names them.
+
+Source: vLLM docs/models/supported_models.md at 0046f770: text-only and multimodal generative models, those
+by the Transformers backend included. Pooling models are not among them.
+"""
+
+_NAMES = """
+    AfmoeForCausalLM ApertusForCausalLM ArceeForCausalLM ArcticForCausalLM AXK1ForCausalLM
+    BailingMoeForCausalLM BailingMoeV2ForCausalLM BailingMoeV2_5ForCausalLM BailingMoeV3ForCausalLM
+    BloomForCausalLM ChatGLMForConditionalGeneration ChatGLMModel Cohere2ForCausalLM Cohere2MoeForCausalLM
+    CohereForCausalLM CwmForCausalLM DbrxForCausalLM DeciLMForCausalLM DeepseekForCausalLM
+    DeepseekV2ForCausalLM DeepseekV32ForCausalLM DeepseekV3ForCausalLM DeepseekV4ForCausalLM
+    DotsOCRForCausalLM Ernie4_5ForCausalLM Ernie4_5_MoeForCausalLM Exaone4ForCausalLM ExaoneForCausalLM
+    ExaoneMoeForCausalLM Fairseq2LlamaForCausalLM FalconForCausalLM FalconH1ForCausalLM
+    FalconMambaForCausalLM FlexOlmoForCausalLM GPT2LMHeadModel GPTBigCodeForCausalLM GPTJForCausalLM
+    GPTNeoXForCausalLM Gemma2ForCausalLM Gemma3ForCausalLM Gemma3nForCausalLM Gemma4ForCausalLM
+    GemmaForCausalLM Glm4ForCausalLM Glm4MoeForCausalLM Glm4MoeLiteForCausalLM GlmForCausalLM
+    GlmMoeDsaForCausalLM GptOssForCausalLM GraniteForCausalLM GraniteMoeForCausalLM
+    GraniteMoeHybridForCausalLM GraniteMoeSWAForCausalLM GraniteMoeSharedForCausalLM GraniteSWAForCausalLM
+    GritLM HYV3ForCausalLM HrmTextForCausalLM HunYuanDenseV1ForCausalLM HunYuanMoEV1ForCausalLM
+    HyperCLOVAXForCausalLM IQuestCoderForCausalLM IQuestLoopCoderForCausalLM InternLM2ForCausalLM
+    InternLM3ForCausalLM Jais2ForCausalLM JambaForCausalLM KimiLinearForCausalLM Lfm2ForCausalLM
+    Lfm2MoeForCausalLM LlamaForCausalLM LongcatFlashForCausalLM MPTForCausalLM Mamba2ForCausalLM
+    MambaForCausalLM MellumForCausalLM MiMoForCausalLM MiMoV2FlashForCausalLM MiMoV2ForCausalLM
+    MiniCPM3ForCausalLM MiniCPMForCausalLM MiniMaxM2ForCausalLM MiniMaxM3SparseForCausalLM
+    MistralForCausalLM MistralLarge3ForCausalLM MixtralForCausalLM NemotronForCausalLM
+    NemotronHForCausalLM OPTForCausalLM Olmo2ForCausalLM Olmo3ForCausalLM OlmoForCausalLM
+    OlmoHybridForCausalLM OlmoeForCausalLM OrionForCausalLM PanguEmbeddedForCausalLM
+    PanguProMoEV2ForCausalLM PanguUltraMoEForCausalLM Param2MoEForCausalLM Phi3ForCausalLM PhiForCausalLM
+    PhiMoEForCausalLM Plamo3ForCausalLM Qwen2ForCausalLM Qwen2MoeForCausalLM Qwen3ForCausalLM
+    Qwen3MoeForCausalLM Qwen3NextForCausalLM RWForCausalLM Rnj1ForCausalLM SarvamMLAForCausalLM
+    SarvamMoEForCausalLM SeedOssForCausalLM SmolLM3ForCausalLM SolarForCausalLM StableLMEpochForCausalLM
+    StableLmForCausalLM Starcoder2ForCausalLM Step1ForCausalLM Step3p5ForCausalLM TeleChat2ForCausalLM
+    TeleChat3ForCausalLM TeleFLMForCausalLM VaultGemmaForCausalLM Zamba2ForCausalLM
+
+    AriaForConditionalGeneration AudioFlamingo3ForConditionalGeneration BagelForConditionalGeneration
+    BeeForConditionalGeneration Blip2ForConditionalGeneration ChameleonForConditionalGeneration
+    CheersForConditionalGeneration Cohere2VisionForConditionalGeneration
+    Cosmos3EdgeForConditionalGeneration Cosmos3ForConditionalGeneration DeepseekOCR2ForCausalLM
+    DeepseekOCRForCausalLM DeepseekVLV2ForCausalLM Eagle2_5_VLForConditionalGeneration
+    Emu3ForConditionalGeneration Ernie4_5_VLMoeForConditionalGeneration Exaone4_5_ForConditionalGeneration
+    GLM4VForCausalLM Gemma3ForConditionalGeneration Gemma3nForConditionalGeneration
+    Gemma4ForConditionalGeneration Gemma4UnifiedForConditionalGeneration GlmOcrForConditionalGeneration
+    Glm4vForConditionalGeneration Glm4vMoeForConditionalGeneration Granite4VisionForConditionalGeneration
+    GraniteSpeechForConditionalGeneration GraniteSpeechPlusForConditionalGeneration H2OVLChatModel
+    HCXVisionForCausalLM HCXVisionV2ForCausalLM HunYuanVLForConditionalGeneration
+    Idefics3ForConditionalGeneration InternS1ForConditionalGeneration InternS1ProForConditionalGeneration
+    InternS2MobiusForConditionalGeneration InternS2PreviewForConditionalGeneration InternVLChatModel
+    InternVLForConditionalGeneration IsaacForConditionalGeneration KananaVForConditionalGeneration
+    KeyeForConditionalGeneration KeyeVL1_5ForConditionalGeneration KimiAudioForConditionalGeneration
+    KimiK25ForConditionalGeneration KimiK3ForConditionalGeneration KimiVLForConditionalGeneration
+    Lfm2VlForConditionalGeneration LightOnOCRForConditionalGeneration Llama4ForConditionalGeneration
+    Llama_Nemotron_Nano_VL LlavaForConditionalGeneration LlavaNextForConditionalGeneration
+    LlavaNextVideoForConditionalGeneration LlavaOnevision2ForConditionalGeneration
+    LlavaOnevisionForConditionalGeneration MiDashengLMModel MiMoV2OmniForCausalLM MiniCPMO MiniCPMV
+    MiniMaxM3SparseForConditionalGeneration MiniMaxVL01ForConditionalGeneration
+    Mistral3ForConditionalGeneration Molmo2ForConditionalGeneration MolmoForCausalLM Moondream3ForCausalLM
+    MossAudioModel MossTranscribeDiarizeForConditionalGeneration MuseGlimmerForCausalLM
+    MuseGlimmerForConditionalGeneration NVLM_D_Model OpenCUAForConditionalGeneration
+    OpenPanguVLForConditionalGeneration OpenVLAForActionPrediction Ovis Ovis2_5 Ovis2_6ForCausalLM
+    Ovis2_6_MoeForCausalLM PaddleOCRVLForConditionalGeneration PaliGemmaForConditionalGeneration
+    Phi3VForCausalLM Phi4ForCausalLMV Phi4MMForCausalLM PixtralForConditionalGeneration
+    QianfanOCRForConditionalGeneration Qwen2AudioForConditionalGeneration
+    Qwen2VLForConditionalGeneration Qwen2_5OmniThinkerForConditionalGeneration
+    Qwen2_5_VLForConditionalGeneration Qwen3ASRForConditionalGeneration
+    Qwen3OmniMoeThinkerForConditionalGeneration Qwen3VLForConditionalGeneration
+    Qwen3VLMoeForConditionalGeneration Qwen3_5ForConditionalGeneration Qwen3_5MoeForConditionalGeneration
+    RForConditionalGeneration SkyworkR1VChatModel SmolVLMForConditionalGeneration
+    Step3VLForConditionalGeneration Step3p7ForConditionalGeneration StepVLForConditionalGeneration
+    UltravoxModel UnlimitedOCRForCausalLM VibeVoiceAsrForConditionalGeneration
+"""
+SERVED = frozenset(_NAMES.split())
