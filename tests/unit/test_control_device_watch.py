@@ -257,6 +257,20 @@ def test_a_fall_to_the_cpu_is_told_once_for_each_change(watched: Watched) -> Non
     assert watched.logged()[0]["instance"] == "a"
 
 
+def test_a_model_that_stays_on_the_cpu_is_not_told_again_when_another_falls(watched: Watched) -> None:
+    one = on("a")
+    _, fleet = health_of(watched, one)
+    first, second = ({"name": name, "size": 10, "size_vram": 0} for name in "mn")
+    for rows in ([first], [first, second], [second]):
+        fleet.inventory_read(one, models=None, runners=rows, slots={}, at=2.0)
+
+    assert watched.events() == [
+        ("runner_fell_to_cpu", "m:latest"),
+        ("runner_fell_to_cpu", "n:latest"),
+        ("runner_left_cpu", "m:latest"),
+    ]
+
+
 def test_what_was_told_of_an_instance_goes_with_it(watched: Watched) -> None:
     rows = [{"name": "m", "size": 10, "size_vram": 0}]
     _, fleet = health_of(watched, on("a"))
