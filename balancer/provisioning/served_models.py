@@ -157,10 +157,11 @@ def _devices(entry: _Entry, devices: Sequence[Device], left: Mapping[str, int]) 
         if len(named) > 1 or entry.runtime is Runtime.VLLM:
             raise CannotLaunch(f"model '{entry.model.name}': [cpu] is for llama-server, and stands alone")
         return ()
-    if len(set(named)) < len(named):
-        raise CannotLaunch(f"model '{entry.model.name}' names a GPU twice in its devices")
     if named:
-        return tuple(_device(entry, name, devices) for name in named)
+        chosen = tuple(_device(entry, name, devices) for name in named)
+        if len({device.key for device in chosen}) < len(chosen):
+            raise CannotLaunch(f"model '{entry.model.name}' names a GPU twice in its devices")
+        return chosen
     if devices:
         return (max(devices, key=lambda device: left[device.key]),)
     if entry.runtime is Runtime.VLLM:

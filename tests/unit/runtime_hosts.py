@@ -10,7 +10,7 @@ from balancer.core.plan import PlannedInstance, Runtime
 from balancer.provisioning.runtimes import Host
 from balancer.settings import Settings
 
-GIB = 2**30
+MIB, GIB = 2**20, 2**30
 UUIDS = ("GPU-aaaaaaaa-0000-0000-0000-000000000000", "GPU-bbbbbbbb-0000-0000-0000-000000000000")
 
 

@@ -192,6 +192,14 @@ def test_a_port_of_another_user_is_not_that_of_a_closed_process(machine: Machine
     assert found.addresses == ()
 
 
+def test_a_closed_process_gets_the_port_of_its_own_user(machine: Machine) -> None:
+    machine.listen(11435, uid=1000)
+    machine.listen(11436, uid=STRANGER)
+    machine.run(7, uid=STRANGER, sockets=None)
+
+    assert [each.addresses for each in machine.found()] == [("127.0.0.1:11436",)]
+
+
 def test_a_listener_whose_process_is_hidden_is_named_by_port_and_user(machine: Machine) -> None:
     machine.listen(11434, uid=NOBODY)
 

@@ -9,15 +9,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from runtime_hosts import GIB, UUIDS, device, host
+from runtime_hosts import GIB, MIB, UUIDS, device, host
 
 from balancer.core.device import Device
 from balancer.core.plan import PlannedInstance, Runtime
 from balancer.provisioning.runtimes import CannotLaunch, Host, launches
 from balancer.provisioning.served_models import left_for_ollama, served_models, weights_bytes
 from balancer.settings import Settings
-
-MIB = 2**20
 
 
 def folder_of(root: Path, name: str, mib: float) -> str:
@@ -161,6 +159,7 @@ def test_llama_server_goes_to_the_cpu_where_asked_or_where_there_is_nothing_else
         ([3], r"model 'a' is to run on GPU '3'; the GPUs here are 0 \(card 0\)"),
         (["cpu"], r"model 'a': \[cpu\] is for llama-server, and stands alone"),
         (["cpu", 0], r"model 'a': \[cpu\] is for llama-server, and stands alone"),
+        ([0, UUIDS[0]], r"model 'a' names a GPU twice in its devices"),
     ],
 )
 def test_a_device_that_cannot_be_is_refused_with_those_there_are(
