@@ -110,6 +110,21 @@ def test_a_device_without_instances_and_one_that_spans_are_shown() -> None:
     assert lines[-1] == "note: look"
 
 
+def test_a_reason_is_told_once_and_another_one_is_told() -> None:
+    items = [
+        {"gpu_id": 0, "port": port, "memory_limit": limit * GIB} for port, limit in ((1, 7), (2, 7), (3, 9))
+    ]
+    settings = Settings.model_validate({"gpu_instances": items})
+
+    lines = render(make_plan(parse_gpus("a:24"), 64 * GIB, settings), []).splitlines()
+
+    assert [line.split("ollama")[1].split()[3:5] for line in lines[1:4]] == [
+        ["by", "gpu_instances;"],
+        ["the", "same"],
+        ["by", "gpu_instances;"],
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "devices"),
     [

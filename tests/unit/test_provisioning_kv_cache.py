@@ -107,17 +107,17 @@ def test_only_attention_layers_of_a_hybrid_have_a_cache(values: dict[str, Value]
 def test_sliding_layers_hold_their_window_and_a_batch() -> None:
     gemma = header(
         "gemma3",
-        block_count=12,
+        block_count=30,
         embedding_length=64,
         attention__head_count=4,
         attention__sliding_window=1024,
     )
 
     assert cache_shape(gemma) == CacheShape(
-        full_elements=2 * 4 * 32, window_elements=10 * 4 * 32, window=1024
+        full_elements=5 * 4 * 32, window_elements=25 * 4 * 32, window=1024
     )
-    assert needed(cache_shape(gemma), 1024) == 12 * 4 * 32 * 1024 * 2
-    assert needed(cache_shape(gemma), 2**17) == (2 * 2**17 + 10 * (1024 + 2048)) * 4 * 32 * 2
+    assert needed(cache_shape(gemma), 1024) == 30 * 4 * 32 * 1024 * 2
+    assert needed(cache_shape(gemma), 2**17) == (5 * 2**17 + 25 * (1024 + 2048)) * 4 * 32 * 2
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,10 @@ def test_an_embedding_model_is_for_ollama(tmp_path: Path) -> None:
             "'model.safetensors' is no safetensors file, or was not fetched whole",
         ),
         (
+            {"model.safetensors": struct.pack("<Q", 100) + b"{}", "config.json": config("LlamaForCausalLM")},
+            "is no safetensors file",
+        ),
+        (
             {"model.safetensors": b"{}", "config.json": config("LlamaForCausalLM")},
             "is no safetensors file",
         ),

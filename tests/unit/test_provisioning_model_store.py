@@ -56,7 +56,8 @@ def test_a_digest_leads_nowhere_else(tmp_path: Path) -> None:
     manifest = tmp_path / "store" / "manifests" / LIBRARY / "a" / "latest"
     manifest.parent.mkdir(parents=True)
     layer = '{"mediaType": "application/vnd.ollama.image.model", "size": 5, "digest": "sha256:%s"}'
-    manifest.write_text('{"layers": [' + layer % "../../outside.gguf" + "]}")
+    (tmp_path / "store" / "blobs" / "sha256-x").mkdir(parents=True)
+    manifest.write_text('{"layers": [' + layer % "x/../../../outside.gguf" + "]}")
 
     assert known_models(tmp_path / "store") == (KnownModel(name="a:latest", size_bytes=5),)
 

@@ -559,3 +559,21 @@ def test_a_model_of_which_only_the_size_is_known_is_taken_for_one_like_it() -> N
 
     assert context("small") == 131072
     assert context("large") == 16384
+
+
+def test_served_models_leave_less_for_the_next() -> None:
+    def model(name: str, size: int) -> ServedModel:
+        return ServedModel(name=name, runtime=Runtime.LLAMA_SERVER, path="/m", memory_bytes=size * GIB)
+
+    small, large = model("small", 14), model("large", 15)
+    spread = plan(gpu(0, 24576), gpu(1, 24576), served=[large, small])
+    told = "this machine: runtimes: large: it needs 15.0 GiB, and 10.0 GiB are left, fewer or smaller models"
+
+    assert [(each.name, each.devices) for each in spread.instances if each.model_path] == [
+        ("small", ("0",)),
+        ("large", ("1",)),
+    ]
+    assert faults(gpu(0, 24576), told=Settings(), served=[large, small]) == [told]
+    assert faults(told=Settings(), served=[model("a", 40), model("b", 41)]) == [
+        "this machine: runtimes: b: it needs 41.0 GiB, and 24.0 GiB are left, fewer or smaller models"
+    ]
