@@ -1,20 +1,17 @@
 """The composition root: builds every object once, and runs them in one TaskGroup."""
 
 import asyncio
-import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from random import Random
-from urllib.parse import urlsplit
 
-from balancer import __version__
+from balancer import __version__, wiring
 from balancer.accounting.ledger import Ledger
 from balancer.admin.listener import AdminListener
 from balancer.admin.operations import Operations
 from balancer.admin.report import Report
 from balancer.admission.body_budget import BodyBudget
-from balancer.admission.identity import is_loopback
 from balancer.admission.queue import RequestQueue
 from balancer.attempts import Attempts
 from balancer.clock import Clock, SystemClock
@@ -23,35 +20,29 @@ from balancer.control.device_watch import DeviceWatch
 from balancer.control.instance_health import InstanceHealth
 from balancer.control.lag import LagWatch
 from balancer.control.loader import Loader
-from balancer.control.prober import Prober, ProbeTimes
+from balancer.control.prober import Prober
 from balancer.control.reloader import ConfigSource, Reloader
 from balancer.control.room import Room
 from balancer.control.stall_watch import StallWatch
-from balancer.core.device import CPU, Device
-from balancer.core.names import canonical_name
 from balancer.core.ticket import InstanceId
 from balancer.dispatch import Dispatcher
-from balancer.fleet.breaker import BreakerPolicy, Breakers
 from balancer.fleet.device_ledger import DeviceLedger
 from balancer.fleet.fleet import Fleet
-from balancer.fleet.health import Health, HealthPolicy
-from balancer.fleet.instance import Instance, InstanceSpec
+from balancer.fleet.instance import Instance
 from balancer.forwarding.answers import Answers
 from balancer.forwarding.stores import Stores
 from balancer.frontend.listener import Listener
 from balancer.memory import memory_allowed
-from balancer.pipeline import Pipeline, Policy
-from balancer.provisioning.local import LocalOllama, find_local_ollama
+from balancer.pipeline import Pipeline
+from balancer.provisioning.provisioned import NOTHING, Provisioned
 from balancer.scheduling.scheduler import Scheduler
-from balancer.settings import InstanceSettings, Settings, refuse_fixed_changes
+from balancer.settings import Settings, refuse_fixed_changes
 from balancer.telemetry.logs import Logger
 from balancer.telemetry.metrics import Metrics
 from balancer.upstream.client import UpstreamClient
 from balancer.upstream.control_client import ControlClient
 from balancer.upstream.stream_memory import StreamMemory
 
-_MOST_FOR_BODIES = 1 << 30
-_MOST_FOR_STREAMS = 1 << 29
 _UPSTREAM_IDLE_SECONDS = 60.0
 _TELL_SECONDS = 1.0
 _RETRY_SPREAD = 1.5
@@ -69,8 +60,8 @@ class Addresses:
 
 class Balancer:
     """One balancer, built from settings; `source` is where a reload finds newer ones, None: nowhere;
-    `devices` are those of this machine to be watched. Its parts are public for tests and for a look
-    from inside."""
+    what was `provisioned` on this machine is started. Its parts are public for tests and for a look from
+    inside."""
 
     def __init__(
         self,
@@ -78,7 +69,7 @@ class Balancer:
         *,
         log: Logger,
         source: ConfigSource | None = None,
-        devices: Sequence[Device] = (),
+        provisioned: Provisioned = NOTHING,
         clock: Clock | None = None,
         random: Random | None = None,
     ) -> None:
@@ -87,7 +78,9 @@ class Balancer:
         self.clock = clock or SystemClock()
         self.metrics = Metrics()
         self.metrics.build_info.labels(__version__).set(1)
-        self.fleet = Fleet((_instance(each, settings) for each in _chosen(settings)), clock=self.clock)
+        self.provisioned = provisioned
+        self._lost: set[InstanceId] = set()
+        self.fleet = Fleet(wiring.instances(settings, provisioned), clock=self.clock)
         self.queue = RequestQueue(limit=settings.limits.queue_requests)
         self.ledger = Ledger(
             metrics=self.metrics,
@@ -96,26 +89,36 @@ class Balancer:
             known_model=self.fleet.knows,
         )
         self._memory_allowed = memory_allowed()
-        self.stream_memory = StreamMemory(self._stream_memory_bytes(settings))
-        self.budget = BodyBudget(self._body_memory_bytes(settings))
+        self.stream_memory = StreamMemory(wiring.stream_memory_bytes(settings, self._memory_allowed))
+        self.budget = BodyBudget(wiring.body_memory_bytes(settings, self._memory_allowed))
         self.client = UpstreamClient(
             connect_seconds=settings.limits.connect_seconds,
             idle_seconds=_UPSTREAM_IDLE_SECONDS,
             buffer_bytes=settings.limits.stream_buffer_bytes,
             memory=self.stream_memory,
         )
-        self.devices = DeviceWatch(devices, metrics=self.metrics, clock=self.clock, log=log)
+        self.devices = DeviceWatch(
+            provisioned.devices,
+            metrics=self.metrics,
+            clock=self.clock,
+            log=log,
+            on_lost=self._device_lost,
+            on_back=self._device_back,
+        )
         self.health = InstanceHealth(fleet=self.fleet, devices=self.devices, log=log)
         self.control = ControlClient()
         self.prober = Prober(
             fleet=self.fleet,
             client=self.control,
-            times=_probe_times(settings),
+            times=wiring.probe_times(settings),
             clock=self.clock,
             log=log,
-            find_local=_find_local,
+            find_local=wiring.find_local,
         )
         self.device_ledger = DeviceLedger()
+        self.device_ledger.use(
+            provisioned.capacities(settings.provisioning.memory_reserve_bytes), provisioned.shares()
+        )
         self.room = Room(
             ledger=self.device_ledger,
             fleet=self.fleet,
@@ -218,32 +221,24 @@ class Balancer:
         Raises:
             SettingsError: something changes that is fixed while the balancer runs; nothing was taken over.
         """
-        refuse_fixed_changes(self.settings, settings)
+        refuse_fixed_changes(self.settings, settings, provisioned=bool(self.provisioned.launches))
         self.settings = settings
         limits = settings.limits
         self.scheduler.use(settings.strategy.value)
         self.queue.limit = limits.queue_requests
-        self.budget.limit_bytes = self._body_memory_bytes(settings)
-        self.stream_memory.limit_bytes = self._stream_memory_bytes(settings)
+        self.budget.limit_bytes = wiring.body_memory_bytes(settings, self._memory_allowed)
+        self.stream_memory.limit_bytes = wiring.stream_memory_bytes(settings, self._memory_allowed)
         self.client.use(connect_seconds=limits.connect_seconds, buffer_bytes=limits.stream_buffer_bytes)
         self.attempts.silent_seconds = limits.stream_idle_seconds
-        self.prober.times = _probe_times(settings)
+        self.prober.times = wiring.probe_times(settings)
         self.stall_watch.unload_all = settings.health.unload_stalled
-        self.pipeline.policy = _policy(settings)
+        self.pipeline.policy = wiring.policy(settings)
         self.listener.use(limits, fast=settings.fast_path)
-        self.fleet.replace([self._kept_or_new(each, settings) for each in _chosen(settings)])
+        self.fleet.replace(wiring.instances(settings, self.provisioned, self._kept))
         self.client.keep_only({each.spec.url for each in self.fleet.instances()})
 
-    def _body_memory_bytes(self, settings: Settings) -> int:
-        limits = settings.limits
-        share = min(_MOST_FOR_BODIES, self._memory_allowed // 4)
-        return limits.body_memory_bytes or max(limits.body_bytes, share)
-
-    def _stream_memory_bytes(self, settings: Settings) -> int:
-        return settings.limits.stream_memory_bytes or min(_MOST_FOR_STREAMS, self._memory_allowed // 8)
-
-    def _kept_or_new(self, each: InstanceSettings, settings: Settings) -> Instance:
-        fresh = _instance(each, settings)
+    def _kept(self, fresh: Instance) -> Instance:
+        """The one that is there under the same name and URL, respecified; else the fresh one."""
         kept = self.fleet.get(fresh.id) if fresh.id in self.fleet else None
         if kept is None or kept.spec.url != fresh.spec.url:
             return fresh
@@ -284,6 +279,24 @@ class Balancer:
     def _restart(self, instance: InstanceId) -> bool:
         """Begin to restart an instance that the balancer started; False for others."""
         return False
+
+    def _device_lost(self, device: str) -> None:
+        """Its instances get nothing new until it is back."""
+        for each in self._on(device):
+            if not each.drained:
+                self._lost.add(each.id)
+                self.drain(each.id, drained=True)
+
+    def _device_back(self, device: str) -> None:
+        """An Ollama looks for devices when it starts, so those of the device start anew."""
+        for each in self._on(device):
+            if each.id in self._lost:
+                self._lost.discard(each.id)
+                self._restart(each.id)
+                self.drain(each.id, drained=False)
+
+    def _on(self, device: str) -> list[Instance]:
+        return [each for each in self.fleet.instances() if device in (each.spec.devices or ())]
 
     def drain(self, instance: InstanceId, drained: bool) -> None:
         """Give an instance no new requests, or give it requests again. Raises KeyError."""
@@ -338,68 +351,8 @@ class Balancer:
             ),
             ledger=self.ledger,
             budget=self.budget,
-            policy=_policy(self.settings),
+            policy=wiring.policy(self.settings),
             clock=self.clock,
             log=self.log,
         )
 
-
-def _policy(settings: Settings) -> Policy:
-    return Policy(
-        body_bytes=settings.limits.body_bytes,
-        headers_bytes=settings.limits.headers_bytes,
-        queue_seconds=settings.limits.queue_seconds,
-        allow_model_changes=settings.allow_model_changes,
-        cors_origins=frozenset(settings.cors_origins),
-        loopback_only=settings.listen.loopback,
-        own_name=socket.gethostname(),
-    )
-
-
-def _probe_times(settings: Settings) -> ProbeTimes:
-    return ProbeTimes(
-        interval_seconds=settings.health.interval_seconds,
-        timeout_seconds=settings.health.timeout_seconds,
-    )
-
-
-def _chosen(settings: Settings) -> tuple[InstanceSettings, ...]:
-    """All instances, or the first one where nothing is to be balanced."""
-    return settings.all_instances if settings.load_balancing.enabled else settings.all_instances[:1]
-
-
-def _instance(settings: InstanceSettings, whole: Settings) -> Instance:
-    spec = InstanceSpec(
-        id=InstanceId(settings.name),
-        url=settings.url,
-        weight=settings.weight,
-        max_concurrent_requests=settings.max_concurrent_requests,
-        slots=settings.slots,
-        models=frozenset(canonical_name(name) for name in settings.models),
-        store=settings.store,
-        devices=_devices(settings.device),
-    )
-    health = HealthPolicy(
-        unhealthy_threshold=whole.health.unhealthy_threshold,
-        healthy_threshold=whole.health.healthy_threshold,
-    )
-    breakers = BreakerPolicy(
-        threshold=whole.circuit_breaker.threshold,
-        reset_seconds=whole.circuit_breaker.reset_seconds,
-        permits=whole.circuit_breaker.permits,
-        enabled=whole.circuit_breaker.enabled,
-    )
-    return Instance(spec, Health(health), Breakers(breakers))
-
-
-def _devices(device: str | None) -> tuple[str, ...] | None:
-    """Those of an instance, as its configuration names them."""
-    if device is None:
-        return None
-    return () if device.casefold() == CPU else (device,)
-
-
-def _find_local(instance: Instance) -> LocalOllama | None:
-    """The process behind an instance of this machine."""
-    parts = urlsplit(instance.spec.url)
-    return find_local_ollama(parts.port or 80) if is_loopback(parts.hostname) else None

@@ -13,6 +13,7 @@ from balancer.settings.values import Address, is_loopback, shown
 
 _LISTENERS = ("listen", "admin_listen", "metrics_listen")
 _FIXED = (*_LISTENERS, "log")
+_PLANNED_BY = ("gpu_instances", "provision", "provisioning", "runtimes")
 _VAGUE = frozenset(("localhost", "0.0.0.0", "::"))
 
 
@@ -57,8 +58,9 @@ def broken_rules(settings: Settings, origins: Origins) -> list[Fault]:
     ]
 
 
-def refuse_fixed_changes(running: Settings, wanted: Settings) -> None:
-    """Raise SettingsError where a setting differs that is fixed while the balancer runs."""
+def refuse_fixed_changes(running: Settings, wanted: Settings, *, provisioned: bool = False) -> None:
+    """Raise SettingsError where a setting differs that is fixed while the balancer runs; where it has
+    started instances, what they were planned by is fixed too."""
     faults = [
         Fault(
             "reload",
@@ -66,7 +68,7 @@ def refuse_fixed_changes(running: Settings, wanted: Settings) -> None:
             f"{_told(getattr(running, name))} cannot become {_told(getattr(wanted, name))} while it runs",
             "the same as before, or a restart",
         )
-        for name in _FIXED
+        for name in (*_FIXED, *(_PLANNED_BY if provisioned else ()))
         if getattr(running, name) != getattr(wanted, name)
     ]
     if faults:

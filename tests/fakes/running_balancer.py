@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from balancer.app import Addresses, Balancer
 from balancer.control.reloader import ConfigSource
 from balancer.core.device import Device
+from balancer.provisioning.provisioned import Provisioned
 from balancer.settings import Settings
 from balancer.telemetry.logs import make_logger
 from tests.fakes.raw_client import Answer, RawClient, connected, request
@@ -106,7 +107,7 @@ async def balancing(
     balancer = Balancer(
         configured,
         source=source(configured) if source else None,
-        devices=devices,
+        provisioned=Provisioned(devices=tuple(devices)),
         log=make_logger(level="info", output_format="json", stream=log_text),
     )
     stop = asyncio.Event()

@@ -1,0 +1,54 @@
+"""What was provisioned: the devices found, the plan made for them, and how its instances are started."""
+
+import msgspec
+
+from balancer.core.device import CPU, Device
+from balancer.core.plan import Plan, PlannedInstance, Runtime
+from balancer.core.ticket import InstanceId
+from balancer.fleet.device_ledger import Share
+from balancer.provisioning.launch import Launch
+from balancer.provisioning.runtimes.shares import split_over
+
+
+class Provisioned(msgspec.Struct, frozen=True, kw_only=True):
+    """Of this machine; by default nothing was looked for and nothing is started."""
+
+    devices: tuple[Device, ...] = ()
+    plan: Plan = Plan()
+    launches: tuple[Launch, ...] = ()
+
+    @property
+    def managed(self) -> tuple[PlannedInstance, ...]:
+        """The instances that are started here, in the order of their launches."""
+        return self.plan.instances
+
+    def capacities(self, reserve_bytes: int) -> dict[str, int]:
+        """What the device ledger may promise of each device, by key, bytes: its memory without the reserve,
+        half of it at least, and without what runtimes of one model take at their start and keep."""
+        room = {
+            device.gpu.key if device.gpu else CPU: max(
+                device.memory_bytes - (reserve_bytes if device.gpu else 0), device.memory_bytes // 2
+            )
+            for device in self.plan.devices
+        }
+        known = {device.key: device for device in self.devices}
+        for each in self.managed:
+            if each.runtime is not Runtime.OLLAMA:
+                taken = split_over(each.memory_bytes, [known[key] for key in each.devices])
+                for key, part in (taken or {CPU: each.memory_bytes}).items():
+                    room[key] = max(0, room[key] - part)
+        return room
+
+    def shares(self) -> dict[InstanceId, Share]:
+        """The share of each Ollama instance of its devices."""
+        return {
+            InstanceId(each.name): Share(
+                devices=each.devices or (CPU,), bytes_each=each.memory_bytes // max(1, len(each.devices))
+            )
+            for each in self.managed
+            if each.runtime is Runtime.OLLAMA
+        }
+
+
+NOTHING = Provisioned()
+"""No devices, and nothing to start."""

@@ -1,0 +1,124 @@
+"""How settings, and what was provisioned, become the parts' own values; `app` builds the parts with them."""
+
+import socket
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+from balancer.admission.identity import is_loopback
+from balancer.control.prober import ProbeTimes
+from balancer.core.device import CPU
+from balancer.core.names import canonical_name
+from balancer.core.plan import PlannedInstance
+from balancer.core.ticket import InstanceId
+from balancer.fleet.breaker import BreakerPolicy, Breakers
+from balancer.fleet.health import Health, HealthPolicy
+from balancer.fleet.instance import Instance, InstanceSpec
+from balancer.pipeline import Policy
+from balancer.provisioning.local import LocalOllama, find_local_ollama
+from balancer.provisioning.provisioned import Provisioned
+from balancer.settings import InstanceSettings, Settings
+
+_MOST_FOR_BODIES = 1 << 30
+_MOST_FOR_STREAMS = 1 << 29
+_SPARE_BYTES = 4 << 30
+"""A CPU beside GPUs takes models of at most so many bytes."""
+
+
+def body_memory_bytes(settings: Settings, allowed_bytes: int) -> int:
+    """Memory for all request bodies, of what the process may use."""
+    limits = settings.limits
+    return limits.body_memory_bytes or max(limits.body_bytes, min(_MOST_FOR_BODIES, allowed_bytes // 4))
+
+
+def stream_memory_bytes(settings: Settings, allowed_bytes: int) -> int:
+    """Memory for what slow readers leave of all streams, of what the process may use."""
+    return settings.limits.stream_memory_bytes or min(_MOST_FOR_STREAMS, allowed_bytes // 8)
+
+
+def policy(settings: Settings) -> Policy:
+    """What the pipeline allows and bounds."""
+    return Policy(
+        body_bytes=settings.limits.body_bytes,
+        headers_bytes=settings.limits.headers_bytes,
+        queue_seconds=settings.limits.queue_seconds,
+        allow_model_changes=settings.allow_model_changes,
+        cors_origins=frozenset(settings.cors_origins),
+        loopback_only=settings.listen.loopback,
+        own_name=socket.gethostname(),
+    )
+
+
+def probe_times(settings: Settings) -> ProbeTimes:
+    """How the prober probes."""
+    return ProbeTimes(
+        interval_seconds=settings.health.interval_seconds,
+        timeout_seconds=settings.health.timeout_seconds,
+    )
+
+
+def instances(
+    settings: Settings, provisioned: Provisioned, kept: Callable[[Instance], Instance] = lambda each: each
+) -> list[Instance]:
+    """Those attached, then those managed; the first one alone where nothing is to be balanced. Each goes
+    through `kept`, which may give one that is there already."""
+    made = [
+        *(_instance(_attached(each), settings) for each in settings.all_instances),
+        *(_instance(_managed(each, provisioned), settings) for each in provisioned.managed),
+    ]
+    return [kept(each) for each in (made if settings.load_balancing.enabled else made[:1])]
+
+
+def find_local(instance: Instance) -> LocalOllama | None:
+    """The process behind an instance of this machine."""
+    parts = urlsplit(instance.spec.url)
+    return find_local_ollama(parts.port or 80) if is_loopback(parts.hostname) else None
+
+
+def _attached(settings: InstanceSettings) -> InstanceSpec:
+    return InstanceSpec(
+        id=InstanceId(settings.name),
+        url=settings.url,
+        weight=settings.weight,
+        max_concurrent_requests=settings.max_concurrent_requests,
+        slots=settings.slots,
+        models=frozenset(canonical_name(name) for name in settings.models),
+        store=settings.store,
+        devices=_devices(settings.device),
+    )
+
+
+def _managed(planned: PlannedInstance, provisioned: Provisioned) -> InstanceSpec:
+    beside_gpus = any(device.gpu and device.instances for device in provisioned.plan.devices)
+    spare = not planned.devices and beside_gpus and not planned.model_path
+    return InstanceSpec(
+        id=InstanceId(planned.name),
+        url=f"http://127.0.0.1:{planned.port}",
+        weight=planned.weight,
+        max_concurrent_requests=planned.max_concurrent_requests,
+        slots=planned.slots,
+        models=frozenset(canonical_name(name) for name in planned.models),
+        devices=planned.devices,
+        managed=True,
+        spare_bytes=min(planned.memory_bytes, _SPARE_BYTES) if spare else None,
+    )
+
+
+def _instance(spec: InstanceSpec, whole: Settings) -> Instance:
+    health = HealthPolicy(
+        unhealthy_threshold=whole.health.unhealthy_threshold,
+        healthy_threshold=whole.health.healthy_threshold,
+    )
+    breakers = BreakerPolicy(
+        threshold=whole.circuit_breaker.threshold,
+        reset_seconds=whole.circuit_breaker.reset_seconds,
+        permits=whole.circuit_breaker.permits,
+        enabled=whole.circuit_breaker.enabled,
+    )
+    return Instance(spec, Health(health), Breakers(breakers))
+
+
+def _devices(device: str | None) -> tuple[str, ...] | None:
+    """Those of an instance, as its configuration names them."""
+    if device is None:
+        return None
+    return () if device.casefold() == CPU else (device,)
