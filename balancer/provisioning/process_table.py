@@ -65,9 +65,14 @@ def environment(pid: int, *, proc: Path = PROC) -> Mapping[str, str]:
     return dict(entry.partition("=")[::2] for entry in entries if "=" in entry)
 
 
+def arguments(pid: int, *, proc: Path = PROC) -> list[str]:
+    """The command line of a process as it was given; empty where there is none to be seen."""
+    return read_text(proc / str(pid) / "cmdline").removesuffix("\0").split("\0")
+
+
 def command(pid: int, *, proc: Path = PROC) -> str:
     """The command line of a process, in one line; its name in brackets where it has none."""
-    line = " ".join(read_text(proc / str(pid) / "cmdline").replace("\0", " ").split())
+    line = " ".join(" ".join(arguments(pid, proc=proc)).split())
     return line or f"[{read_text(proc / str(pid) / 'comm').strip()}]"
 
 
