@@ -162,6 +162,13 @@ class ProvisioningSettings(Group):
     use_fp16: bool = Field(
         default=True, description="Whether runtimes that offer a choice use 16-bit floats."
     )
+    adopt_grace_seconds: Number = Field(
+        default=15.0,
+        ge=0,
+        le=3600,
+        description="How long managed instances outlive a balancer that was killed, for the next one to take "
+        "them over warm, in seconds. 0: they end with it.",
+    )
 
 
 class ModelPoolSettings(Group):

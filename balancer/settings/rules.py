@@ -12,7 +12,7 @@ from balancer.settings.tree import Entry, Path, size_text
 from balancer.settings.values import Address, is_loopback, shown
 
 _LISTENERS = ("listen", "admin_listen", "metrics_listen")
-_FIXED = (*_LISTENERS, "log")
+_FIXED = (*_LISTENERS, "log", "state_dir")
 _PLANNED_BY = ("gpu_instances", "provision", "provisioning", "runtimes")
 _VAGUE = frozenset(("localhost", "0.0.0.0", "::"))
 

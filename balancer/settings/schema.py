@@ -36,6 +36,7 @@ from balancer.settings.values import (
     Name,
     Number,
     Origin,
+    Path,
     Paths,
     Provision,
     Size,
@@ -208,6 +209,11 @@ class Settings(Group):
     )
     drop_dir: Paths = Field(
         default=(), description="Folders whose models are imported and served; one path or a list."
+    )
+    state_dir: Path | None = Field(
+        default=None,
+        description="Where a balancer that was killed leaves word of its instances for the next; nothing in "
+        "it is needed to serve. null: ollama-balancer in $XDG_STATE_HOME, else in ~/.local/state.",
     )
     load_balancing: LoadBalancingSettings = Field(
         default_factory=LoadBalancingSettings, description="Whether requests are spread at all."

@@ -14,7 +14,7 @@ LAUGHS = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
 
 # name, text, key, what the problem says, what is said to be allowed
 BROKEN: list[tuple[str, str | bytes, str, str, str]] = [
-    ("a.yaml", "strateg: random", "strateg", "unknown key", "did you mean 'strategy'?"),
+    ("a.yaml", "strateg: random", "strateg", "unknown key", "did you mean 'strategy'"),
     ("a.yaml", "Listen: 127.0.0.1:1", "Listen", "unknown key", "did you mean 'listen'?"),
     ("a.yaml", "zzz: 1", "zzz", "unknown key", "known are admin_listen"),
     ("a.yaml", "health: {intervalseconds: 1}", "health.intervalseconds", "unknown key", "'interval_seconds'"),
