@@ -5,7 +5,8 @@ import msgspec
 
 class Launch(msgspec.Struct, frozen=True, kw_only=True):
     """One process to start. `environment` is its whole environment; `port` is where it listens on
-    127.0.0.1; it is ready once `ready_path` answers 200, for which it has `ready_seconds` from its start."""
+    127.0.0.1; it is ready once `ready_path` answers 200, for which it has `ready_seconds` from its start.
+    Of those on one of the same `devices`, none meaning the CPU, one is started at a time."""
 
     name: str
     arguments: tuple[str, ...]
@@ -13,3 +14,4 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     port: int
     ready_path: str
     ready_seconds: float
+    devices: tuple[str, ...] = ()
