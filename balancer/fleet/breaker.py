@@ -132,7 +132,7 @@ class _Pause:
 
 class Breakers:
     """The breaker of an instance, and those of models and variants there that have failed. Written by
-    dispatch and the loader."""
+    dispatch, the loader and the supervisor."""
 
     def __init__(self, policy: BreakerPolicy) -> None:
         self.policy = policy
@@ -235,6 +235,10 @@ class Breakers:
         if len(self._pauses) >= PAIRS_LIMIT:
             self._pauses.clear()
         self._pauses[variant] = _Pause(until, error)
+
+    def open(self, error: str, now: float) -> None:
+        """The instance has gone; what it was asked for will fail until it has started anew."""
+        self._own.open(error, leased_at=now, now=now, policy=self.policy)
 
     def begin_anew(self, now: float) -> None:
         """The instance has started anew."""

@@ -117,6 +117,11 @@ class Fleet:
             self._tell(self._on_change, instance)
         return went_down
 
+    def ended(self, instance: Instance, error: str) -> None:
+        """The process of a managed instance has ended: it is down, and its breaker open until it comes up."""
+        instance.breakers.open(error, self._clock.monotonic())
+        self.failed(instance, error, refused=True, incarnation=instance.incarnation)
+
     def inventory_read(
         self,
         instance: Instance,
