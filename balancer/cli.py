@@ -17,6 +17,7 @@ from balancer.commands.drain import drain, undrain
 from balancer.commands.exit_codes import DONE
 from balancer.commands.plan import parse_gpus, plan
 from balancer.commands.reload import reload
+from balancer.commands.restart import restart
 from balancer.commands.serve import serve
 from balancer.commands.status import status
 from balancer.core.device import Device
@@ -53,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_status(commands)
     _add_drain(commands)
     _add_undrain(commands)
+    _add_restart(commands)
     _add_reload(commands)
     _add_bench(commands)
     return parser
@@ -147,6 +149,24 @@ def _add_undrain(commands: _Commands) -> None:
     command.add_argument("instance", metavar="INSTANCE", help="as status names it")
     _add_admin_options(command)
     command.set_defaults(run=lambda parsed: undrain(parsed.admin, parsed.instance, as_json=parsed.json))
+
+
+def _add_restart(commands: _Commands) -> None:
+    command = commands.add_parser(
+        "restart", help="start instances anew that the balancer has started", allow_abbrev=False
+    )
+    which = command.add_mutually_exclusive_group(required=True)
+    which.add_argument("instance", nargs="?", metavar="INSTANCE", help="as status names it")
+    which.add_argument("--all", action="store_true", help="every one, each once the one before is up")
+    command.add_argument(
+        "--wait", type=_above_zero, default=600.0, metavar="SECONDS", help="at most so long (600)"
+    )
+    _add_admin_options(command)
+    command.set_defaults(
+        run=lambda parsed: restart(
+            parsed.admin, parsed.instance, wait_seconds=parsed.wait, as_json=parsed.json
+        )
+    )
 
 
 def _add_reload(commands: _Commands) -> None:

@@ -16,6 +16,7 @@ from balancer.admin.guards import (
 from balancer.admin.openapi import DOCUMENT
 from balancer.admin.operations import Operations
 from balancer.admin.report import Report
+from balancer.control.supervisor import NotManaged
 from balancer.core.ticket import InstanceId
 from balancer.settings import Address, SettingsError
 from balancer.telemetry.metrics import CONTENT_TYPE
@@ -90,11 +91,20 @@ class AdminListener:
         async def undrain(request: web.Request) -> web.Response:
             return self._drained(operations, request.match_info, drained=False)
 
+        async def restart(request: web.Request) -> web.Response:
+            return self._restarted(operations, request.match_info)
+
+        async def restart_all(_request: web.Request) -> web.Response:
+            operations.restart_all()
+            return json_answer({"instances": self._report.instances()})
+
         async def reload(_request: web.Request) -> web.Response:
             return await self._reloaded(operations)
 
         router.add_post("/admin/v1/instances/{id:[^/]+}/drain", changing(drain))
         router.add_post("/admin/v1/instances/{id:[^/]+}/undrain", changing(undrain))
+        router.add_post("/admin/v1/instances/{id:[^/]+}/restart", changing(restart))
+        router.add_post("/admin/v1/restart", changing(restart_all))
         router.add_post("/admin/v1/reload", changing(reload))
 
     def _drained(self, operations: Operations, path: Mapping[str, str], *, drained: bool) -> web.Response:
@@ -103,7 +113,20 @@ class AdminListener:
             operations.drain(instance, drained)
             return json_answer(self._report.instance(instance))
         except KeyError:
-            return refused(404, f"there is no instance '{instance}'; {_listed(self._report.names())}")
+            return self._unknown(instance)
+
+    def _restarted(self, operations: Operations, path: Mapping[str, str]) -> web.Response:
+        instance = InstanceId(path["id"])
+        if instance not in self._report.names():
+            return self._unknown(instance)
+        try:
+            operations.restart(instance)
+        except NotManaged as error:
+            return refused(409, str(error))
+        return json_answer(self._report.instance(instance))
+
+    def _unknown(self, instance: InstanceId) -> web.Response:
+        return refused(404, f"there is no instance '{instance}'; {_listed(self._report.names())}")
 
     async def _reloaded(self, operations: Operations) -> web.Response:
         try:

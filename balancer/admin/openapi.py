@@ -83,6 +83,19 @@ DOCUMENT: Mapping[str, object] = {
         "/admin/v1/instances/{id}/undrain": _of(
             "the instance", _change("give it requests again", _ROW, _404=_NO_INSTANCE)
         ),
+        "/admin/v1/instances/{id}/restart": _of(
+            "the instance",
+            _change(
+                "begin to drain it, end its process and start it anew; also ends a quarantine",
+                _ROW,
+                _404=_NO_INSTANCE,
+                _409="the instance was not started by this balancer",
+            ),
+        ),
+        "/admin/v1/restart": _change(
+            "begin to restart all that this balancer has started, each once the one before is up",
+            "`instances` as `/admin/v1/instances` has it",
+        ),
         "/admin/v1/reload": _change(
             "load the configuration anew, whole or not at all",
             "`config`, its id, and `changed`",

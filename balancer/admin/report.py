@@ -25,7 +25,8 @@ _LEVELS = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN:
 
 
 class Report:
-    """Reads the live objects; changes none of them, apart from the gauges that mirror them."""
+    """Reads the live objects; changes none of them, apart from the gauges that mirror them. `managed` tells
+    of the process of an instance that the balancer has started, and None of any other."""
 
     def __init__(
         self,
@@ -41,6 +42,7 @@ class Report:
         health: InstanceHealth,
         clock: Clock,
         stopping: Callable[[], bool],
+        managed: Callable[[InstanceId], Mapping[str, object] | None] = lambda _: None,
     ) -> None:
         self._fleet = fleet
         self._queue = queue
@@ -53,6 +55,7 @@ class Report:
         self._health = health
         self._clock = clock
         self._stopping = stopping
+        self._managed = managed
 
     @property
     def ready(self) -> bool:
@@ -185,6 +188,7 @@ class Report:
             "devices": instance.spec.devices,
             "error": instance.health.last_error,
             "drained": instance.drained,
+            "managed": self._managed(instance.id),
             "spared_seconds": round(spared, 3) if spared > 0 else None,
             "breaker": instance.breakers.state(now).value,
             "breakers": {model: state.value for model, state in instance.breakers.states(now).items()},

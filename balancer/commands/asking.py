@@ -14,6 +14,7 @@ from balancer.upstream.control_client import ControlClient
 ANSWER_SECONDS = 5.0
 OK = 200
 NOT_FOUND = 404
+CONFLICT = 409
 _SHOWN_CHARACTERS = 48
 
 

@@ -1,5 +1,5 @@
 """`balancer status`: the fleet, the queue and the requests under way, once, as the admin listener tells
-them. Where it does not tell of breakers, loads and cooling slots, there are none to be shown."""
+them. Where it does not tell of breakers, loads, processes and cooling slots, there are none to show."""
 
 from collections.abc import Mapping
 from typing import Any, TypeAlias
@@ -14,6 +14,7 @@ _LIVE = ("request", "model", "instance", "age", "stage")
 _SHOWN_FAULTS = 5
 _FAULT_CHARACTERS = 300
 _CLOSED = "closed"
+_UP = "up"
 
 _Row: TypeAlias = Mapping[str, Any]
 """One object of the admin API's JSON."""
@@ -72,6 +73,8 @@ def _loaded(runner: _Row) -> str:
 def _state(row: _Row) -> str:
     """Up or not, and all that keeps requests away though it is up."""
     told = [row["state"]]
+    process = (row.get("managed") or {}).get("state", _UP)
+    told += [f"process {process}"] if process != _UP else []
     told += ["drained"] if row["drained"] else []
     told += ["suspect"] if row["suspect"] else []
     told += [f"breaker {row['breaker']}"] if row.get("breaker", _CLOSED) != _CLOSED else []

@@ -80,6 +80,11 @@ class Metrics:
         self.gpu_faults = self._counter(
             "balancer_gpu_faults", "Faults that the driver reported", ("device", "kind")
         )
+        self.instance_restarts = self._counter(
+            "balancer_instance_restarts",
+            "Managed instances started anew",
+            ("instance", "reason"),
+        )
         self.retries = self._counter("balancer_retries", "Further tries of requests", ("reason",))
         self.retries_refused = self._counter(
             "balancer_retries_refused", "Further tries that the retry budget did not allow", ()

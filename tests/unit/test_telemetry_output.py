@@ -34,6 +34,7 @@ PROMISED = {
     "balancer_gpu_reading_age_seconds": {"device"},
     "balancer_gpu_health": {"device"},
     "balancer_gpu_faults_total": {"device", "kind"},
+    "balancer_instance_restarts_total": {"instance", "reason"},
     "balancer_breaker_state": {"instance", "model"},
     "balancer_model_loads_total": {"instance", "model", "cause"},
     "balancer_model_load_duration_seconds": {"model"},
