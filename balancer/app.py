@@ -1,6 +1,7 @@
 """The composition root: builds every object once, and runs them in one TaskGroup."""
 
 import asyncio
+import os
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
@@ -20,10 +21,13 @@ from balancer.control.device_watch import DeviceWatch
 from balancer.control.instance_health import InstanceHealth
 from balancer.control.lag import LagWatch
 from balancer.control.loader import Loader
+from balancer.control.lost_devices import LostDevices
 from balancer.control.prober import Prober
 from balancer.control.reloader import ConfigSource, Reloader
 from balancer.control.room import Room
 from balancer.control.stall_watch import StallWatch
+from balancer.control.supervisor import Supervisor, no_warm_up
+from balancer.control.warm_up import WarmUp
 from balancer.core.ticket import InstanceId
 from balancer.dispatch import Dispatcher
 from balancer.fleet.device_ledger import DeviceLedger
@@ -35,6 +39,7 @@ from balancer.frontend.listener import Listener
 from balancer.memory import memory_allowed
 from balancer.pipeline import Pipeline
 from balancer.provisioning.provisioned import NOTHING, Provisioned
+from balancer.provisioning.state_folder import state_path
 from balancer.scheduling.scheduler import Scheduler
 from balancer.settings import Settings, refuse_fixed_changes
 from balancer.telemetry.logs import Logger
@@ -79,7 +84,6 @@ class Balancer:
         self.metrics = Metrics()
         self.metrics.build_info.labels(__version__).set(1)
         self.provisioned = provisioned
-        self._lost: set[InstanceId] = set()
         self.fleet = Fleet(wiring.instances(settings, provisioned), clock=self.clock)
         self.queue = RequestQueue(limit=settings.limits.queue_requests)
         self.ledger = Ledger(
@@ -97,13 +101,14 @@ class Balancer:
             buffer_bytes=settings.limits.stream_buffer_bytes,
             memory=self.stream_memory,
         )
+        lost = LostDevices(fleet=self.fleet, drain=self.drain, restart=self._restart)
         self.devices = DeviceWatch(
             provisioned.devices,
             metrics=self.metrics,
             clock=self.clock,
             log=log,
-            on_lost=self._device_lost,
-            on_back=self._device_back,
+            on_lost=lost.lost,
+            on_back=lost.back,
         )
         self.health = InstanceHealth(fleet=self.fleet, devices=self.devices, log=log)
         self.control = ControlClient()
@@ -158,6 +163,7 @@ class Balancer:
             clock=self.clock,
             log=log,
         )
+        self.supervisor = self._supervisor() if provisioned.launches else None
         self.report = Report(
             fleet=self.fleet,
             queue=self.queue,
@@ -170,6 +176,7 @@ class Balancer:
             health=self.health,
             clock=self.clock,
             stopping=self._is_stopping,
+            managed=self.supervisor.told if self.supervisor is not None else _unmanaged,
         )
         self.attempts = Attempts(
             fleet=self.fleet,
@@ -206,7 +213,7 @@ class Balancer:
         self.admin = AdminListener(
             address=settings.admin_listen,
             report=self.report,
-            operations=Operations(drain=self.drain, reload=self.reloader.reload),
+            operations=self._operations(),
         )
         self.metrics_listener = (
             AdminListener(address=settings.metrics_listen, report=self.report)
@@ -250,6 +257,7 @@ class Balancer:
 
         Raises:
             OSError: an address cannot be bound; nothing is left open.
+            FolderTaken, FolderUnusable, KeeperFailed: instances cannot be held here; nothing is left open.
         """
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self.control.close)
@@ -260,6 +268,9 @@ class Balancer:
                 await listener.open()
             stack.push_async_callback(self.listener.close)
             await self.listener.open()
+            if self.supervisor is not None:
+                stack.push_async_callback(self.supervisor.close)
+                await self.supervisor.open()
             async with asyncio.TaskGroup() as group:
                 loops = [
                     group.create_task(self.prober.run()),
@@ -269,6 +280,8 @@ class Balancer:
                     group.create_task(self.stall_watch.run()),
                     group.create_task(self.devices.run()),
                 ]
+                if self.supervisor is not None:
+                    loops.append(group.create_task(self.supervisor.run()))
                 await self._first_probes()
                 opened(self._addresses())
                 await stop.wait()
@@ -278,25 +291,37 @@ class Balancer:
 
     def _restart(self, instance: InstanceId) -> bool:
         """Begin to restart an instance that the balancer started; False for others."""
-        return False
+        if self.supervisor is None or self.supervisor.told(instance) is None:
+            return False
+        self.supervisor.restart(instance)
+        return True
 
-    def _device_lost(self, device: str) -> None:
-        """Its instances get nothing new until it is back."""
-        for each in self._on(device):
-            if not each.drained:
-                self._lost.add(each.id)
-                self.drain(each.id, drained=True)
+    def _supervisor(self) -> Supervisor:
+        settings = self.settings
+        return Supervisor(
+            self.provisioned.launches,
+            state_dir=state_path(settings.state_dir, os.environ),
+            policy=wiring.supervisor_policy(settings),
+            fleet=self.fleet,
+            client=self.control,
+            metrics=self.metrics,
+            clock=self.clock,
+            log=self.log,
+            warm_up=WarmUp(self.provisioned.plan, self.control, self.log).load
+            if settings.provisioning.warm_up
+            else no_warm_up,
+            on_up=self.prober.look,
+        )
 
-    def _device_back(self, device: str) -> None:
-        """An Ollama looks for devices when it starts, so those of the device start anew."""
-        for each in self._on(device):
-            if each.id in self._lost:
-                self._lost.discard(each.id)
-                self._restart(each.id)
-                self.drain(each.id, drained=False)
-
-    def _on(self, device: str) -> list[Instance]:
-        return [each for each in self.fleet.instances() if device in (each.spec.devices or ())]
+    def _operations(self) -> Operations:
+        if self.supervisor is None:
+            return Operations(drain=self.drain, reload=self.reloader.reload)
+        return Operations(
+            drain=self.drain,
+            reload=self.reloader.reload,
+            restart=self.supervisor.restart,
+            restart_all=self.supervisor.rolling_restart,
+        )
 
     def drain(self, instance: InstanceId, drained: bool) -> None:
         """Give an instance no new requests, or give it requests again. Raises KeyError."""
@@ -356,3 +381,6 @@ class Balancer:
             log=self.log,
         )
 
+
+def _unmanaged(_instance: InstanceId) -> None:
+    """Nothing is told of the process of an instance that someone else has started."""

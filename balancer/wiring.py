@@ -5,6 +5,7 @@ from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from balancer.admission.identity import is_loopback
+from balancer.control.lifecycle import SupervisorPolicy
 from balancer.control.prober import ProbeTimes
 from balancer.core.device import CPU
 from balancer.core.names import canonical_name
@@ -53,6 +54,16 @@ def probe_times(settings: Settings) -> ProbeTimes:
     return ProbeTimes(
         interval_seconds=settings.health.interval_seconds,
         timeout_seconds=settings.health.timeout_seconds,
+    )
+
+
+def supervisor_policy(settings: Settings) -> SupervisorPolicy:
+    """How managed instances are watched and ended."""
+    return SupervisorPolicy(
+        adopt_grace_seconds=settings.provisioning.adopt_grace_seconds,
+        drain_seconds=settings.limits.stop_seconds,
+        probe_seconds=settings.health.timeout_seconds,
+        probes=settings.health.unhealthy_threshold,
     )
 
 

@@ -42,7 +42,7 @@ def refuse_restart(instance: InstanceId) -> None:
     raise NotManaged(f"'{instance}' was not started by this balancer; restart it where it runs")
 
 
-async def _no_warm_up(_launch: Launch) -> None:
+async def no_warm_up(_launch: Launch) -> None:
     """Nothing is loaded at the start."""
 
 
@@ -64,7 +64,7 @@ class Supervisor:
         metrics: Metrics,
         clock: Clock,
         log: Logger,
-        warm_up: Callable[[Launch], Awaitable[None]] = _no_warm_up,
+        warm_up: Callable[[Launch], Awaitable[None]] = no_warm_up,
         on_up: Callable[[InstanceId], None] = lambda _: None,
     ) -> None:
         self._state_dir = state_dir

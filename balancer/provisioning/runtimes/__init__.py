@@ -5,6 +5,8 @@ form `Launcher`; nothing here starts anything.
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
+import msgspec
+
 from balancer.core.plan import PlannedInstance, Runtime
 from balancer.provisioning.launch import Launch
 from balancer.provisioning.runtimes import llama_server, ollama, vllm
@@ -28,7 +30,9 @@ def launches(instances: Iterable[PlannedInstance], host: Host) -> tuple[Launch, 
     """
     planned = tuple(instances)
     check_shares(planned, host.devices)
-    return tuple(LAUNCHERS[each.runtime](each, host) for each in planned)
+    return tuple(
+        msgspec.structs.replace(LAUNCHERS[each.runtime](each, host), devices=each.devices) for each in planned
+    )
 
 
 __all__ = ["LAUNCHERS", "CannotLaunch", "Host", "Launcher", "launches"]

@@ -1,0 +1,43 @@
+"""What becomes of instances whose device is lost: they get nothing new until it is back, and then start anew."""
+
+from collections.abc import Callable, Iterator
+
+from balancer.core.ticket import InstanceId
+from balancer.fleet.fleet import Fleet
+from balancer.fleet.instance import Instance
+
+
+class LostDevices:
+    """`drain` is told to drain an instance or to end that; one that an operator has drained is left so.
+    `restart` begins to restart an instance, which those that the balancer did not start need not heed: an
+    Ollama looks for devices only when it starts."""
+
+    def __init__(
+        self,
+        *,
+        fleet: Fleet,
+        drain: Callable[[InstanceId, bool], None],
+        restart: Callable[[InstanceId], object],
+    ) -> None:
+        self._fleet = fleet
+        self._drain = drain
+        self._restart = restart
+        self._drained: set[InstanceId] = set()
+
+    def lost(self, device: str) -> None:
+        """A device, by its key, is lost."""
+        for each in self._on(device):
+            if not each.drained:
+                self._drained.add(each.id)
+                self._drain(each.id, True)
+
+    def back(self, device: str) -> None:
+        """It can be read again."""
+        for each in self._on(device):
+            if each.id in self._drained:
+                self._drained.discard(each.id)
+                self._restart(each.id)
+                self._drain(each.id, False)
+
+    def _on(self, device: str) -> Iterator[Instance]:
+        return (each for each in self._fleet.instances() if device in (each.spec.devices or ()))
