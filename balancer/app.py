@@ -101,7 +101,9 @@ class Balancer:
             buffer_bytes=settings.limits.stream_buffer_bytes,
             memory=self.stream_memory,
         )
-        lost = LostDevices(fleet=self.fleet, drain=self.drain, restart=self._restart)
+        lost = LostDevices(
+            devices=provisioned.devices, fleet=self.fleet, drain=self.drain, restart=self._restart
+        )
         self.devices = DeviceWatch(
             provisioned.devices,
             metrics=self.metrics,

@@ -1,7 +1,10 @@
-"""What becomes of instances whose device is lost: they get nothing new until it is back, and then start anew."""
+"""What becomes of instances whose device is lost: nothing new goes there until it is back, and then they
+start anew.
+"""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
+from balancer.core.device import Device
 from balancer.core.ticket import InstanceId
 from balancer.fleet.fleet import Fleet
 from balancer.fleet.instance import Instance
@@ -15,10 +18,12 @@ class LostDevices:
     def __init__(
         self,
         *,
+        devices: Iterable[Device],
         fleet: Fleet,
         drain: Callable[[InstanceId, bool], None],
         restart: Callable[[InstanceId], object],
     ) -> None:
+        self._names = {each.key: {each.key, str(each.index)} for each in devices}
         self._fleet = fleet
         self._drain = drain
         self._restart = restart
@@ -40,4 +45,5 @@ class LostDevices:
                 self._drain(each.id, False)
 
     def _on(self, device: str) -> Iterator[Instance]:
-        return (each for each in self._fleet.instances() if device in (each.spec.devices or ()))
+        names = self._names.get(device, {device})
+        return (each for each in self._fleet.instances() if not names.isdisjoint(each.spec.devices or ()))
