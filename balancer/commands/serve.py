@@ -1,11 +1,11 @@
-"""`balancer serve`: the balancer in front of instances that run already."""
+"""`balancer serve`: the balancer in front of instances that run already, or that it starts."""
 
 import asyncio
 import gc
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -13,24 +13,17 @@ from pathlib import Path
 import uvloop
 
 from balancer.app import Addresses, Balancer
-from balancer.commands.exit_codes import BAD_USAGE, DONE, FAILED, MISSING
+from balancer.commands.exit_codes import BAD_USAGE, DONE, FAILED
+from balancer.commands.provision import CannotProvision, Found, find
 from balancer.control.config_files import ConfigFiles
 from balancer.control.reloader import ConfigSource
-from balancer.errors import InstanceError
-from balancer.settings import Fault, InstanceSettings, Settings, SettingsError, load
+from balancer.provisioning.keeper_link import KeeperFailed
+from balancer.provisioning.provisioned import NOTHING, Provisioned
+from balancer.provisioning.state_folder import FolderTaken, FolderUnusable
+from balancer.settings import Fault, Settings, SettingsError, load
 from balancer.telemetry.logs import Logger, make_logger
-from balancer.upstream.control_client import ControlClient
 
-OLLAMA_URL = "http://127.0.0.1:11434"
 _COLLECT_AFTER = 20_000
-_LOOK_SECONDS = 2.0
-_NOTHING_FOUND = (
-    f"no instance is configured, and no Ollama answers on {OLLAMA_URL}\n"
-    "install Ollama (see ollama.com/download) and start it, name running instances:\n"
-    "    balancer serve http://gpu1:11434 http://gpu2:11434\n"
-    "or try the balancer without any Ollama:\n"
-    "    balancer demo"
-)
 
 
 def serve(files: Sequence[Path], overrides: Mapping[str, object]) -> int:
@@ -55,16 +48,24 @@ def config_source(files: Sequence[Path], overrides: Mapping[str, object]) -> Con
 
 async def _serve(settings: Settings, source: ConfigSource) -> int:
     outlive_hangups()
-    if settings.all_instances:
-        return await run_until_stopped(settings, _changed(source, _not_empty))
-    if not await _answers(OLLAMA_URL):
-        print(_NOTHING_FOUND, file=sys.stderr)
-        return MISSING
-    return await run_until_stopped(_with_local(settings), _changed(source, _with_local))
+    try:
+        found = await find(settings)
+    except CannotProvision as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    for sentence in found.sentences:
+        print(sentence, file=sys.stderr)
+    return await run_until_stopped(
+        found.settings, _adjusted(source, found, settings), provisioned=found.provisioned
+    )
 
 
 async def run_until_stopped(
-    settings: Settings, source: ConfigSource, *, stop: asyncio.Event | None = None
+    settings: Settings,
+    source: ConfigSource,
+    *,
+    provisioned: Provisioned = NOTHING,
+    stop: asyncio.Event | None = None,
 ) -> int:
     """Run a balancer until SIGTERM, SIGINT, or `stop`; a second signal ends it at once. SIGHUP reloads."""
     log = make_logger(level=settings.log.level.value, output_format=settings.log.format.value)
@@ -72,13 +73,16 @@ async def run_until_stopped(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _stop, stop, log)
-    balancer = Balancer(settings, log=log, source=source)
+    balancer = Balancer(settings, log=log, source=source, provisioned=provisioned)
     _collect_seldom()
     loop.add_signal_handler(signal.SIGHUP, balancer.reloader.ask)
     try:
         await balancer.run(stop, opened=lambda addresses: announce(balancer, addresses))
     except OSError as error:
         print(f"cannot listen: {error}", file=sys.stderr)
+        return FAILED
+    except (FolderTaken, FolderUnusable, KeeperFailed) as error:
+        print(f"cannot hold instances: {error}", file=sys.stderr)
         return FAILED
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -113,23 +117,19 @@ def announce(balancer: Balancer, addresses: Addresses) -> None:
     )
 
 
-def _changed(source: ConfigSource, change: Callable[[Settings], Settings]) -> ConfigSource:
+def _adjusted(source: ConfigSource, found: Found, before: Settings) -> ConfigSource:
+    """As the source, with what was attached and planned at the start."""
     read = source.load
-    return replace(source, load=lambda: change(read()))
 
+    def load_anew() -> Settings:
+        asked = read()
+        if before.all_instances and not asked.all_instances:
+            # Instances that vanish from a file all at once are a slip rather than a wish.
+            fault = Fault("configuration", "instances", "none is left", "at least one instance")
+            raise SettingsError([fault])
+        return found.adjusted(asked, before=before)
 
-def _with_local(settings: Settings) -> Settings:
-    """With the Ollama of this machine where no instance is named, as at the start."""
-    if settings.all_instances:
-        return settings
-    return settings.model_copy(update={"instances": (InstanceSettings(url=OLLAMA_URL),)})
-
-
-def _not_empty(settings: Settings) -> Settings:
-    """Instances that vanish from a file all at once are a slip rather than a wish."""
-    if not settings.all_instances:
-        raise SettingsError([Fault("configuration", "instances", "none is left", "at least one instance")])
-    return settings
+    return replace(source, load=load_anew)
 
 
 def _stop(stop: asyncio.Event, log: Logger) -> None:
@@ -138,14 +138,3 @@ def _stop(stop: asyncio.Event, log: Logger) -> None:
         sys.stdout.flush()
         os._exit(FAILED)
     stop.set()
-
-
-async def _answers(url: str) -> bool:
-    client = ControlClient()
-    try:
-        await client.get(url, "/api/version", timeout_seconds=_LOOK_SECONDS)
-    except InstanceError:
-        return False
-    finally:
-        await client.close()
-    return True

@@ -1,0 +1,163 @@
+"""What `serve` starts on this machine: who runs here already is attached, else devices are looked for, a plan
+is made, and each of its instances becomes a launch. Nothing is started here.
+"""
+
+import asyncio
+import os
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from balancer.commands.exit_codes import BAD_USAGE, MISSING
+from balancer.core.detection import Detection
+from balancer.core.plan import Plan, PlannedInstance
+from balancer.errors import InstanceError
+from balancer.provisioning.devices import detect
+from balancer.provisioning.existing import Situation, look_around
+from balancer.provisioning.last_plan import keep_plan, last_plan
+from balancer.provisioning.planning import DETECT_SECONDS, planned
+from balancer.provisioning.provisioned import NOTHING, Provisioned
+from balancer.provisioning.runtimes import CannotLaunch, Host, launches
+from balancer.provisioning.state_folder import state_path
+from balancer.settings import InstanceSettings, Provision, Settings, SettingsError
+from balancer.upstream.control_client import ControlClient
+
+OLLAMA_URL = "http://127.0.0.1:11434"
+_LOOK_SECONDS = 2.0
+_ADVICE = (
+    "name running instances instead:\n"
+    "    balancer serve http://gpu1:11434 http://gpu2:11434\n"
+    "or try the balancer without any Ollama:\n"
+    "    balancer demo"
+)
+
+
+class CannotProvision(Exception):
+    """Nothing can be served; `exit_code` says whose fault that is."""
+
+    def __init__(self, message: str, *, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """`settings` name what is attached, `provisioned` is what is to be started, `sentences` tell of both."""
+
+    settings: Settings
+    provisioned: Provisioned = NOTHING
+    sentences: tuple[str, ...] = ()
+
+    def adjusted(self, asked: Settings, *, before: Settings) -> Settings:
+        """Settings that were read anew, with the same attached as at the start. Other `gpu_instances` than
+        those planned by are left in them, so that whoever takes the settings over sees the change."""
+        if self.provisioned.launches and asked.gpu_instances == before.gpu_instances:
+            asked = asked.model_copy(update={"gpu_instances": self.settings.gpu_instances})
+        if asked.all_instances or self.provisioned.launches or before.all_instances:
+            return asked
+        return asked.model_copy(update={"instances": self.settings.instances})
+
+
+async def find(settings: Settings) -> Found:
+    """What is attached and what is to be started. Raises CannotProvision."""
+    if settings.provision is Provision.OFF:
+        if not settings.all_instances:
+            raise CannotProvision(
+                f"provision is off, and no instance is configured\n{_ADVICE}", exit_code=BAD_USAGE
+            )
+        return Found(settings)
+    answering = await _answering([each.as_instance().url for each in settings.gpu_instances])
+    unanswered = [each for each in settings.gpu_instances if each.as_instance().url not in answering]
+    if settings.all_instances and not unanswered:
+        return Found(settings)
+    if not settings.all_instances:
+        attached = await _attached(settings)
+        if attached is not None:
+            return attached
+    return await _provisioned(
+        settings, {each.name for each in settings.gpu_instances if each not in unanswered}
+    )
+
+
+async def _attached(settings: Settings) -> Found | None:
+    """The Ollamas that run here already."""
+    situation: Situation = await asyncio.to_thread(look_around, gpus=True)
+    urls = [OLLAMA_URL, *(each.url for each in situation.found if each.url)]
+    answering = await _answering(urls)
+    if not answering:
+        return None
+    instances = tuple(InstanceSettings(url=each) for each in dict.fromkeys(urls) if each in answering)
+    return Found(settings.model_copy(update={"instances": instances}), sentences=situation.sentences)
+
+
+async def _provisioned(settings: Settings, answering: Collection[str]) -> Found:
+    detection = await detect(DETECT_SECONDS)
+    host = Host(detection.devices, os.environ, settings)
+    try:
+        plan = await asyncio.to_thread(_plan, settings, detection, host)
+        plan = _without(plan, lambda each: each.name in answering or not _wanted(each, settings))
+        started = launches(plan.instances, host)
+    except SettingsError as error:
+        raise CannotProvision(str(error), exit_code=BAD_USAGE) from error
+    except CannotLaunch as error:
+        told = _reasons(detection)
+        raise CannotProvision("\n".join([*told, str(error), _ADVICE]), exit_code=MISSING) from error
+    attached = tuple(each for each in settings.gpu_instances if each.name in answering)
+    return Found(
+        settings.model_copy(update={"gpu_instances": attached}),
+        Provisioned(devices=detection.devices, plan=plan, launches=started),
+        (*_reasons(detection), *plan.notes),
+    )
+
+
+def _plan(settings: Settings, detection: Detection, host: Host) -> Plan:
+    """That of before, where its instances still live; else a new one, which is kept."""
+    folder = state_path(settings.state_dir, os.environ)
+    kept = last_plan(folder, settings, detection.devices)
+    if kept is not None:
+        return kept
+    plan = planned(settings, host)
+    keep_plan(folder, settings, detection.devices, plan)
+    return plan
+
+
+def _wanted(each: PlannedInstance, settings: Settings) -> bool:
+    """Beside instances that are named elsewhere only what is named here is started."""
+    named = {own.name for own in settings.gpu_instances}
+    return not settings.instances or each.name in named or bool(each.model_path)
+
+
+def _without(plan: Plan, left_out: Callable[[PlannedInstance], bool]) -> Plan:
+    devices = tuple(
+        msgspec.structs.replace(
+            device, instances=tuple(each for each in device.instances if not left_out(each))
+        )
+        for device in plan.devices
+    )
+    spanning = tuple(each for each in plan.spanning if not left_out(each))
+    return msgspec.structs.replace(plan, devices=devices, spanning=spanning)
+
+
+def _reasons(detection: Detection) -> Sequence[str]:
+    return [*([detection.reason] if detection.reason else []), *detection.notes]
+
+
+async def _answering(urls: Sequence[str]) -> set[str]:
+    """Those at which an Ollama answers."""
+    if not urls:
+        return set()
+    client = ControlClient()
+
+    async def answers(url: str) -> bool:
+        try:
+            await client.get(url, "/api/version", timeout_seconds=_LOOK_SECONDS)
+        except InstanceError:
+            return False
+        return True
+
+    try:
+        told = await asyncio.gather(*map(answers, urls))
+    finally:
+        await client.close()
+    return {url for url, there in zip(urls, told, strict=True) if there}
