@@ -30,6 +30,7 @@
         ├── InstanceStalled      no byte of an answer that had begun came for too long
         ├── SlotLost             nothing came and the runner was idle
         ├── Unfinished           the answer ended properly and had nothing in it
+        ├── Unserved             400 or 501, its runtime has no counterpart for what is asked
         └── BadResponse          what came back is not an HTTP answer that we relay
 
 Retry logic reads `retryable` and never a message. Telling an error in a client's dialect is
@@ -285,3 +286,14 @@ class Unfinished(InstanceError):
     """A stream ended properly before its first record."""
 
     kind = "unfinished"
+
+
+class Unserved(InstanceError):
+    """The runtime of an instance has no counterpart for what is asked, which an Ollama may have; 400 names
+    a part of the request, 501 is for all of it. It says nothing of the instance."""
+
+    kind = "unserved"
+
+    def __init__(self, message: str, *, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status

@@ -4,7 +4,8 @@ Ollama tells most of it in its text alone, so there is one table of texts, each 
 from. A rule is matched by the status and by what the body contains, in any letter case; the first that
 fits decides. What no rule knows is told to the client as it is.
 Sources: Ollama v0.33 server/routes.go, server/sched.go, llm/status.go, llm/server.go, and what was
-observed of it with children killed, memory used up and queues filled.
+observed of it with children killed, memory used up and queues filled. Of other runtimes: vLLM v0.11 and
+later, vllm/entrypoints; llama.cpp b11669 tools/server, as observed.
 """
 
 from dataclasses import dataclass
@@ -44,12 +45,16 @@ LOAD_FAILED = Failure(kind="load", blames=Blame.VARIANT)
 CRASH = Failure(kind="crash")
 STATUS = Failure(kind="status")
 REQUEST = Failure(kind="rejected", verdict=Verdict.NEUTRAL, retry=Retry.NO)
+UNSERVED = Failure(kind="unserved", verdict=Verdict.NEUTRAL, retry=Retry.FREE)
+
+RUNTIME_LACKS = "the runtime does not serve the model in this way"
+_NO_SUCH_PATH = frozenset({'{"detail":"Not Found"}', '{"detail":"Method Not Allowed"}', "File Not Found"})
 
 _RULES: tuple[tuple[frozenset[int], Failure, tuple[str, ...]], ...] = (
     # server/sched.go ErrMaxQueue: the scheduler's queue is full, which says that loads wait there.
     (frozenset({503}), BUSY, ("maximum pending requests exceeded", "server busy")),
-    # server/routes.go: the model, or a file of it, is not in this instance's store.
-    (frozenset({404}), MODEL_MISSING, ("' not found", '" not found', "no such file")),
+    # server/routes.go: the model, or a file of it, is not in this instance's store. vLLM, ErrorResponse.
+    (frozenset({404}), MODEL_MISSING, ("' not found", '" not found', "no such file", "` does not exist")),
     # llm/status.go, isOutOfMemory; server/sched.go and llm/server.go for the estimate before a load.
     (
         frozenset({500}),
@@ -119,6 +124,8 @@ _RULES: tuple[tuple[frozenset[int], Failure, tuple[str, ...]], ...] = (
             "failed to parse grammar",
             "invalid json schema",
             "invalid image input",
+            "image input is not supported",
+            "the model produced output that does not match",
             "cannot unmarshal",
         ),
     ),
@@ -133,6 +140,12 @@ def classify(status: int, text: str, *, has_model: bool) -> Failure | None:
         if status in statuses and any(each in text for each in texts):
             return failure if has_model or failure.verdict is Verdict.NEUTRAL else None
     return STATUS if status >= 500 else None
+
+
+def tells_of_no_path(status: int, message: str) -> bool:
+    """Whether a runtime of another make has not got the path that it was asked for, in its version or for
+    its model; translated answers tell it in our words. Sources: FastAPI; llama.cpp b11669 tools/server."""
+    return message == RUNTIME_LACKS if status == 501 else status in {404, 405} and message in _NO_SUCH_PATH
 
 
 def error_message(body: bytes | None, *, limit: int = 300) -> str:

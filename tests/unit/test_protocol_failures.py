@@ -17,6 +17,7 @@ from balancer.protocol.failures import (
     Retry,
     classify,
     error_message,
+    tells_of_no_path,
 )
 from tests.unit.unit_support import Recorded, recordings
 
@@ -32,6 +33,9 @@ SEEN: list[tuple[int, str, Failure | None]] = [
     (404, "model 'nope' not found", MODEL_MISSING),
     (404, 'model "nope" not found, try pulling it first', MODEL_MISSING),
     (404, "404 page not found", None),
+    (404, "The model `nope` does not exist.", MODEL_MISSING),
+    (500, "The model produced output that does not match the expected peg-native format", REQUEST),
+    (500, "image input is not supported - hint: you may need to provide the mmproj", REQUEST),
     (404, "", None),
     (400, "model 'nope' not found", None),
     (500, "model requires more system memory (9.1 GiB) than is available (3.0 GiB)", OUT_OF_MEMORY),
@@ -197,3 +201,22 @@ def test_what_blames_nobody_is_neutral(told: Failure, retry: Retry) -> None:
 )
 def test_the_message_of_an_error_is_one_short_line(body: bytes | None, message: str) -> None:
     assert error_message(body) == message
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (404, b'{"detail":"Not Found"}'),
+        (405, b'{"detail":"Method Not Allowed"}'),
+        (404, b'{"error":{"message":"File Not Found","type":"not_found_error","code":404}}'),
+    ],
+)
+def test_a_path_that_a_runtime_has_not_got_is_told_from_a_model_that_it_has_not(
+    status: int, body: bytes
+) -> None:
+    message = error_message(body)
+
+    assert tells_of_no_path(status, message)
+    assert not tells_of_no_path(400, message)
+    assert not tells_of_no_path(404, "The model `m` does not exist.")
+    assert not tells_of_no_path(501, message)
