@@ -17,7 +17,7 @@ from balancer.core.decision import Decision, Standing
 from balancer.core.names import ModelName
 from balancer.core.ticket import NO_TRIAL, Lease, Outcome, Ticket, TicketId, Verdict
 from balancer.core.variant import Variant
-from balancer.errors import DeadlinePassed, NoInstance, QueueFull, Stopping, UnknownModel
+from balancer.errors import DeadlinePassed, NoInstance, QueueFull, Stopping, UnknownModel, Unserved
 from balancer.fleet.fleet import Fleet
 from balancer.fleet.instance import Instance
 from balancer.scheduling.scheduler import LoadBegun, Scheduler
@@ -83,6 +83,7 @@ class Dispatcher:
 
         Raises:
             UnknownModel: no instance has the model.
+            Unserved: the instances that have it are of runtimes that do not serve what is asked.
             NoInstance: none that has it is usable, or all of them failed this request.
             QueueFull: it would have to wait and there is no place.
             Stopping: the balancer is being stopped.
@@ -246,14 +247,19 @@ class Dispatcher:
             reason=decision.reason,
             leased_at=now,
             trial=trial,
+            runtime=instance.runtime,
         )
         self._leases[lease.id] = (lease, instance)
         return lease
 
-    def _dead_end(self, decision: Decision) -> UnknownModel | NoInstance:
+    def _dead_end(self, decision: Decision) -> UnknownModel | NoInstance | Unserved:
         variant = decision.ticket.variant
         if decision.standing is Standing.UNKNOWN_MODEL and variant is not None:
             return UnknownModel(variant.model)
+        if decision.standing is Standing.UNSERVED:
+            of_model = f" for '{variant.model}'" if variant is not None else ""
+            told = f"{decision.ticket.path} is not served{of_model} by the runtimes that there are"
+            return Unserved(told, status=501)
         if decision.standing is Standing.EXHAUSTED:
             return NoInstance(
                 "every instance that could serve the request failed it", retry_after_seconds=1.0

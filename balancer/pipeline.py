@@ -286,6 +286,7 @@ class Pipeline:
             priority=asked.priority,
             variant=operation.variant,
             needs_slot=operation.needs_slot,
+            path=operation.upstream_path,
             queued_at=now,
             deadline=now + asked.queue_seconds,
             prompt_tokens=1 + record.body_bytes // _BYTES_PER_TOKEN,

@@ -12,7 +12,8 @@ class Standing(StrEnum):
     """Where a ticket stands after it was looked at.
 
     `load`: the instance picked has the model on its disk only, and is to load it; `busy`: something
-    that will end keeps it waiting; `held_back`: breakers are open wherever it could go.
+    that will end keeps it waiting; `held_back`: breakers are open wherever it could go; `unserved`: the
+    instances that have the model are of runtimes that do not serve what is asked.
     """
 
     PICKED = "picked"
@@ -21,6 +22,7 @@ class Standing(StrEnum):
     NO_INSTANCE = "no_instance"
     HELD_BACK = "held_back"
     UNKNOWN_MODEL = "unknown_model"
+    UNSERVED = "unserved"
     EXHAUSTED = "exhausted"
 
 

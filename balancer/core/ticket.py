@@ -10,6 +10,7 @@ from typing import NewType
 
 import msgspec
 
+from balancer.core.plan import Runtime
 from balancer.core.variant import Variant
 
 InstanceId = NewType("InstanceId", str)
@@ -31,7 +32,8 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
 
     `arrival` orders the queue and is kept by a retry, which so stands at the head of its class.
     `queued_at` and `deadline` are monotonic seconds. Without a variant any instance will do; a
-    ticket that needs no slot never waits for one. `prompt_tokens` is a rough estimate, an upper bound.
+    ticket that needs no slot never waits for one. `path` is what is asked for, as an Ollama has it.
+    `prompt_tokens` is a rough estimate, an upper bound.
     """
 
     id: TicketId
@@ -42,6 +44,7 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     needs_slot: bool
     queued_at: float
     deadline: float
+    path: str = ""
     prompt_tokens: int | None = None
     session: str | None = None
     attempt: int = 1
@@ -70,7 +73,7 @@ NO_TRIAL = Trial()
 
 class Lease(msgspec.Struct, frozen=True, kw_only=True):
     """A slot lent to one ticket at the instance that answers on `url`, to be released exactly once.
-    `leased_at` is in monotonic seconds."""
+    `leased_at` is in monotonic seconds; `runtime` is what the instance is."""
 
     id: int
     ticket: Ticket
@@ -81,6 +84,7 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     leased_at: float
     trial: Trial = NO_TRIAL
+    runtime: Runtime = Runtime.OLLAMA
 
 
 class Silence(msgspec.Struct, frozen=True):

@@ -42,6 +42,9 @@ class InstanceView(Protocol):
     def running(self) -> int:
         """Leases out, all models together."""
 
+    def serves(self, path: str) -> bool:
+        """Whether its runtime can be asked for what has this path at an Ollama."""
+
     def holds(self, model: ModelName) -> bool:
         """Whether the model is among its models."""
 

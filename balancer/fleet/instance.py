@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from balancer.core.names import ModelName, canonical_name, is_cloud_name
+from balancer.core.plan import Runtime
+from balancer.core.serving import serves
 from balancer.core.ticket import InstanceId, Lease, Outcome, Ticket, Trial, Verdict
 from balancer.core.variant import Variant
 from balancer.fleet.breaker import NOTHING_SAID, Breakers
@@ -23,7 +25,8 @@ class InstanceSpec:
     meaning all; instances with the same `store` share one model directory. `devices` are the keys or
     indices of its devices, none for the CPU; None where nothing is known of them. A `managed` one was
     started by the balancer. A spare one takes models of at most `spare_bytes`, and those only while no
-    other is free."""
+    other is free. `runtime` is what it is: all but Ollama have their models in memory for as long as they
+    run."""
 
     id: InstanceId
     url: str
@@ -35,6 +38,7 @@ class InstanceSpec:
     managed: bool = False
     spare_bytes: int | None = None
     devices: tuple[str, ...] | None = None
+    runtime: Runtime = Runtime.OLLAMA
 
 
 _BATCH_TOKENS = 512
@@ -56,6 +60,8 @@ class Instance:
     def __init__(self, spec: InstanceSpec, health: Health, breakers: Breakers) -> None:
         self.spec = spec
         self.id = spec.id
+        self.is_ollama = spec.runtime is Runtime.OLLAMA
+        """Whether models can be loaded, unloaded, pulled and changed there; for life."""
         self.health = health
         self.breakers = breakers
         self.residency = Residency()
@@ -116,12 +122,19 @@ class Instance:
         """The label of its model store; one of its own where nothing says that it is shared."""
         return self.spec.store or self.learned_store or own_store(self.id)
 
+    @property
+    def runtime(self) -> Runtime:
+        return self.spec.runtime
+
+    def serves(self, path: str) -> bool:
+        return self.is_ollama or serves(self.spec.runtime, path)
+
     def holds(self, model: ModelName) -> bool:
         """Whether it has the model, as far as its newest list tells. One that answers but whose lists
         could not be read is believed to: its own 404 tells more than a guess."""
         if self.inventory is None:
             return self.usable or self.unproven
-        return model in self.inventory.models or is_cloud_name(model)
+        return model in self.inventory.models or (is_cloud_name(model) and self.is_ollama)
 
     def meant_for(self, model: ModelName) -> bool:
         """Whether the configuration does not reserve it for other models."""
@@ -176,7 +189,7 @@ class Instance:
         return self.residency.gated_until(variant, now)
 
     def warm(self, variant: Variant) -> bool:
-        return self.residency.warm(variant, self.inventory)
+        return not self.is_ollama or self.residency.warm(variant, self.inventory)
 
     def pause(self, until: float) -> None:
         """Lend no slots until then: it has said that its own queue is full, or a load came to nothing."""
@@ -239,6 +252,8 @@ class Instance:
 
     def forget_runner(self, model: ModelName) -> None:
         """A model was unloaded; a list that was read before is not believed in this."""
+        if not self.is_ollama:
+            return
         self.residency.unloaded(model)
         if self.inventory is not None and model in self.inventory.runners:
             left = {name: runner for name, runner in self.inventory.runners.items() if name != model}

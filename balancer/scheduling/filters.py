@@ -14,6 +14,7 @@ from balancer.core.views import InstanceView
 BREAKER_OPEN = "breaker open"
 FAILED_BEFORE = "failed this request before"
 MODEL_NOT_THERE = "model not there"
+NOT_SERVED = "runtime does not serve this"
 
 Filter = Callable[[Ticket, InstanceView, float], str | None]
 
@@ -49,6 +50,11 @@ def holds_model(ticket: Ticket, instance: InstanceView, _now: float) -> str | No
     if ticket.variant is None or instance.holds(ticket.variant.model):
         return None
     return MODEL_NOT_THERE
+
+
+def serves_path(ticket: Ticket, instance: InstanceView, _now: float) -> str | None:
+    """Out where the runtime is of a make that cannot be asked for this."""
+    return None if instance.serves(ticket.path) else NOT_SERVED
 
 
 def small_enough(ticket: Ticket, instance: InstanceView, _now: float) -> str | None:
@@ -127,6 +133,7 @@ def why_held(ticket: Ticket, instance: InstanceView, now: float) -> Hold | None:
 
 FILTERS: tuple[Filter, ...] = (
     holds_model,
+    serves_path,
     healthy,
     not_drained,
     not_excluded,

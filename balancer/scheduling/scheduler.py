@@ -13,7 +13,14 @@ from balancer.core.decision import Considered, Decision, Standing
 from balancer.core.ticket import InstanceId, Ticket
 from balancer.core.variant import Variant
 from balancer.core.views import FleetView, InstanceView
-from balancer.scheduling.filters import BREAKER_OPEN, FAILED_BEFORE, MODEL_NOT_THERE, why_held, why_out
+from balancer.scheduling.filters import (
+    BREAKER_OPEN,
+    FAILED_BEFORE,
+    MODEL_NOT_THERE,
+    NOT_SERVED,
+    why_held,
+    why_out,
+)
 from balancer.scheduling.strategies import STRATEGIES
 
 PATIENCE_SECONDS = 1.0
@@ -218,6 +225,8 @@ def _dead_end(considered: Mapping[InstanceView, Considered]) -> Standing:
     reasons = {each.filtered for each in considered.values()}
     if reasons == {MODEL_NOT_THERE} and any(instance.usable for instance in considered):
         return Standing.UNKNOWN_MODEL
+    if NOT_SERVED in reasons and reasons <= {NOT_SERVED, MODEL_NOT_THERE}:
+        return Standing.UNSERVED
     if FAILED_BEFORE in reasons:
         return Standing.EXHAUSTED
     if BREAKER_OPEN in reasons:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from balancer.core.names import canonical_name
+from balancer.core.plan import Runtime
 from balancer.core.ticket import InstanceId
 from balancer.core.variant import Variant
 from balancer.fleet.breaker import BreakerPolicy, Breakers
@@ -291,3 +292,25 @@ def test_reading_an_inventory_is_told_and_learns_stores() -> None:
 
     assert changes == ["a", "b"]
     assert a.store == b.store
+
+
+def test_another_runtime_has_its_models_in_memory_whatever_is_asked_of_it() -> None:
+    a = instance("a", cold=True, runtime=Runtime.VLLM)
+    read(a, models=["m"], runners=[runner()])
+
+    assert a.warm(Variant(M, (("num_ctx", 8),)))
+    a.forget_runner(M)
+    assert a.resident(M)
+    assert not a.holds(canonical_name("big:cloud"))
+    assert instance("b").holds(canonical_name("big:cloud"))
+
+
+def test_another_runtime_serves_what_it_has_a_path_for() -> None:
+    for runtime in (Runtime.VLLM, Runtime.LLAMA_SERVER):
+        other = instance("a", runtime=runtime)
+
+        assert all(
+            map(other.serves, ("/api/chat", "/api/generate", "/api/embed", "/api/show", "/v1/messages"))
+        )
+        assert not any(map(other.serves, ("/api/embeddings", "/api/push", "/api/status", "/api/pull", "")))
+    assert all(map(instance("b").serves, ("/api/embeddings", "/api/push", "/api/status", "")))

@@ -239,3 +239,18 @@ def test_one_that_came_and_went_is_spared_while_another_is_able() -> None:
     assert (busy.standing, busy.next_wake_at) == (Standing.BUSY, 1005.0)
     assert decide(spared).picked == "a"
     assert decide(spared, view("b", reopens_at=2000.0)).picked == "a"
+
+
+def test_who_does_not_serve_what_is_asked_is_passed_over() -> None:
+    path = "/api/embeddings"
+    other = view("a", unserved=frozenset({path}))
+
+    both = decide(other, view("b", running=50), path=path)
+    down = decide(other, view("d", usable=False), path=path)
+
+    assert (both.standing, both.picked) == (Standing.PICKED, "b")
+    assert reasons(both)["a"] == "runtime does not serve this"
+    assert decide(other, path=path).standing is Standing.UNSERVED
+    assert decide(other, view("c", models=frozenset()), path=path).standing is Standing.UNSERVED
+    assert down.standing is Standing.NO_INSTANCE
+    assert decide(other, path="/api/chat").picked == "a"

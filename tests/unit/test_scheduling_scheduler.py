@@ -17,6 +17,7 @@ from balancer.scheduling.filters import (
     holds_model,
     not_drained,
     not_excluded,
+    serves_path,
     small_enough,
 )
 from balancer.scheduling.scheduler import Scheduler
@@ -32,7 +33,16 @@ def reasons(decision: Decision) -> dict[str, str | None]:
 
 
 def test_the_filters_run_in_the_order_in_which_reasons_matter() -> None:
-    assert (holds_model, healthy, not_drained, not_excluded, small_enough, breaker_not_open) == FILTERS
+    order = (
+        holds_model,
+        serves_path,
+        healthy,
+        not_drained,
+        not_excluded,
+        small_enough,
+        breaker_not_open,
+    )
+    assert order == FILTERS
 
 
 @pytest.mark.parametrize(

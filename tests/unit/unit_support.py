@@ -101,6 +101,7 @@ class FakeView:
     trials_left: bool = True
     paused: float | None = None
     gated: float | None = None
+    unserved: frozenset[str] = frozenset()
     spare: bool = False
     small: bool = True
 
@@ -124,6 +125,9 @@ class FakeView:
 
     def holds(self, model: ModelName) -> bool:
         return model in self.models
+
+    def serves(self, path: str) -> bool:
+        return path not in self.unserved
 
     def meant_for(self, model: ModelName) -> bool:
         return not self.reserved_for or model in self.reserved_for
