@@ -12,6 +12,7 @@ import msgspec
 
 from balancer.errors import BalancerError, ConnectionLost, InstanceDown, Stopping
 from balancer.protocol.headers import Headers
+from balancer.protocol.translation.served import AnswerTranslation
 from balancer.upstream.connection import HEAD_CODING, Connection
 from balancer.upstream.exchange import Exchange
 from balancer.upstream.pool import Pool
@@ -27,13 +28,15 @@ _LINE_END = re.compile(r"[\r\n\0]")
 
 class UpstreamRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What goes to an instance. `body` is bytes, or pieces that can be sent once only with their
-    total length, None where it is not known before."""
+    total length, None where it is not known before. `translation` is what its answer goes through, once;
+    None where it comes as it is."""
 
     method: str
     target: str
     headers: Headers
     body: bytes | AsyncIterator[bytes] = b""
     length: int | None = None
+    translation: AnswerTranslation | None = None
 
     @property
     def replayable(self) -> bool:
@@ -132,7 +135,10 @@ class UpstreamClient:
 
     async def _try(self, url: str, pool: Pool, connection: Connection, request: UpstreamRequest) -> Exchange:
         exchange = connection.begin(
-            head_only=request.method == "HEAD", buffer_bytes=self._buffer_bytes, memory=self._memory
+            head_only=request.method == "HEAD",
+            buffer_bytes=self._buffer_bytes,
+            memory=self._memory,
+            translation=request.translation,
         )
         unanswered = self._unanswered.setdefault(url, {})
         unanswered[exchange] = request

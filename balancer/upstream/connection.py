@@ -16,8 +16,10 @@ import httptools
 import msgspec
 
 from balancer.errors import BadResponse, BalancerError, ConnectionLost
+from balancer.protocol.translation.served import AnswerTranslation
 from balancer.upstream.exchange import Exchange, ResponseHead
 from balancer.upstream.stream_memory import StreamMemory
+from balancer.upstream.translated import exchange_of
 
 HEAD_CODING = ("utf-8", "surrogateescape")
 """How the listener gives header bytes as text; the same here, so that they pass unchanged."""
@@ -62,11 +64,19 @@ class Connection(asyncio.Protocol):
 
     # -- used by the pool and the client
 
-    def begin(self, *, head_only: bool, buffer_bytes: int, memory: StreamMemory) -> Exchange:
-        """Begin an exchange; `head_only` is for HEAD, whose answer has no body whatever it says."""
+    def begin(
+        self,
+        *,
+        head_only: bool,
+        buffer_bytes: int,
+        memory: StreamMemory,
+        translation: AnswerTranslation | None = None,
+    ) -> Exchange:
+        """Begin an exchange; `head_only` is for HEAD, whose answer has no body whatever it says. With a
+        `translation` the answer comes out of it as that makes it."""
         assert self._phase is _Phase.IDLE
-        self._exchange = Exchange(
-            buffer_bytes=buffer_bytes, cancel=self.close, read=self._read, memory=memory
+        self._exchange = exchange_of(
+            translation, buffer_bytes=buffer_bytes, cancel=self.close, read=self._read, memory=memory
         )
         self._parser = httptools.HttpResponseParser(self)
         self._head_only = head_only
