@@ -16,22 +16,26 @@ from balancer.accounting.record import RequestRecord
 from balancer.admission.retry_budget import RetryBudget
 from balancer.clock import Clock
 from balancer.core.names import is_cloud_name
+from balancer.core.plan import Runtime
 from balancer.core.ticket import Blame, InstanceId, Lease, Outcome, Silence, Ticket, Verdict
 from balancer.dispatch import Dispatcher
 from balancer.errors import (
     BalancerError,
     ConnectFailed,
     FleetError,
+    InstanceDown,
     InstanceError,
     InstanceStalled,
     SlotLost,
     Stopping,
     Unfinished,
     UnknownModel,
+    Unserved,
 )
 from balancer.fleet.fleet import Fleet
 from balancer.fleet.instance import Instance
 from balancer.fleet.residency import EVICTION_SECONDS
+from balancer.forwarding.adapted import adapted
 from balancer.overdue import Overdue
 from balancer.protocol.endings import Ending, judge
 from balancer.protocol.failures import (
@@ -39,11 +43,14 @@ from balancer.protocol.failures import (
     CRASH,
     MODEL_MISSING,
     OUT_OF_MEMORY,
+    RUNTIME_LACKS,
     STATUS,
+    UNSERVED,
     Failure,
     Retry,
     classify,
     error_message,
+    tells_of_no_path,
 )
 from balancer.upstream.client import UpstreamClient, UpstreamRequest
 from balancer.upstream.exchange import Exchange
@@ -138,6 +145,7 @@ class Attempts:
 
         Raises:
             UnknownModel: no instance has the model; names those that there are.
+            Unserved: those that have it are of runtimes that cannot be asked for this.
             FleetError: no slot, as dispatch says.
             InstanceError: no instance is left to try; what the last one met.
         """
@@ -148,7 +156,7 @@ class Attempts:
         while True:
             try:
                 lease = await self._lease(ticket, record)
-            except (FleetError, UnknownModel) as error:
+            except (FleetError, UnknownModel, Unserved) as error:
                 if refused is not None:
                     return refused
                 raise (failure or error) from error
@@ -163,7 +171,7 @@ class Attempts:
                 refused, reason, retry, broke_down = exchange, told.kind, told.retry, told is CRASH
             except InstanceError as error:
                 failure, reason, retry = error, error.kind, _retry(error)
-                broke_down = not isinstance(error, Unfinished)
+                broke_down = not isinstance(error, Unfinished | Unserved)
             cured = isinstance(failure, SlotLost) and failure.cured
             ticket = ticket.again() if cured else ticket.excluding(lease.instance)
             if not self._may_retry(ticket, retry, lease if broke_down else None):
@@ -177,6 +185,8 @@ class Attempts:
         silent = _Try(lease, upstream)
         self._silent.begin(silent)
         try:
+            if lease.runtime is not Runtime.OLLAMA:
+                upstream = self._adapted(lease, record, upstream)
             return await self._client.exchange(lease.url, upstream)
         except InstanceError as error:
             self._failed(lease, record, error)
@@ -188,6 +198,13 @@ class Attempts:
         finally:
             if not self._silent.end(silent):
                 del self._long_silent[silent]
+
+    def _adapted(self, lease: Lease, record: RequestRecord, upstream: UpstreamRequest) -> UpstreamRequest:
+        """What goes to an instance that is no Ollama. Raises Unserved."""
+        instance = self._fleet.find(lease)
+        if instance is None or record.operation is None:
+            raise InstanceDown("the instance went down")
+        return adapted(upstream, record.operation, instance, self._clock)
 
     async def _judge(self, exchange: Exchange, lease: Lease, record: RequestRecord) -> Failure | None:
         """The failure that a whole error answer tells, else None; from here on the lease goes back with
@@ -209,6 +226,10 @@ class Attempts:
         message = error_message(body)
         variant = lease.ticket.variant
         local = variant is not None and not is_cloud_name(variant.model)
+        if lease.runtime is not Runtime.OLLAMA and tells_of_no_path(exchange.status, message):
+            exchange.cancel()
+            self._return(lease, record, UNSERVED.outcome(message))
+            raise Unserved(f"{lease.ticket.path} is not served: {RUNTIME_LACKS}", status=501)
         told = classify(exchange.status, message, has_model=local)
         outcome = told.outcome(message) if told else Outcome(verdict=Verdict.NEUTRAL, kind="rejected")
         instance = self._fleet.find(lease)
@@ -279,7 +300,7 @@ class Attempts:
     def _failed(self, lease: Lease, record: RequestRecord, error: InstanceError) -> None:
         """One try met a failing instance. A refused connection marks it down, and does so before the
         lease goes back: its slot is not to be lent to the next."""
-        if isinstance(error, Unfinished):
+        if isinstance(error, Unfinished | Unserved):
             self._return(lease, record, Outcome(verdict=Verdict.NEUTRAL, kind=error.kind))
             return
         self._ledger.failed(record, error.kind)
@@ -317,10 +338,10 @@ class Attempts:
 
 
 def _retry(error: InstanceError) -> Retry:
-    """Where no connection was made nothing was asked of an instance, so it is not counted; nor where what
-    kept the request from being served is mended."""
+    """Where no connection was made, or the runtime cannot be asked, nothing was asked of an instance, so it
+    is not counted; nor where what kept the request from being served is mended."""
     mended = isinstance(error, SlotLost) and error.cured
-    return Retry.FREE if mended or isinstance(error, ConnectFailed) else Retry.COUNTED
+    return Retry.FREE if mended or isinstance(error, ConnectFailed | Unserved) else Retry.COUNTED
 
 
 def _broken(kind: str, error: str) -> Outcome:

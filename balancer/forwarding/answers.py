@@ -23,6 +23,7 @@ from balancer.protocol.lists import (
 )
 from balancer.protocol.parse import estimate_prompt_tokens
 from balancer.protocol.routes import Match
+from balancer.protocol.translation.shapes import API_VERSION
 
 _TEXT: Headers = (("Content-Type", "text/plain; charset=utf-8"),)
 _JSON: Headers = (("Content-Type", "application/json; charset=utf-8"),)
@@ -108,9 +109,11 @@ class Answers:
         ]
 
     def _version(self) -> Answer:
-        usable = [each.version for each in self._fleet.usable() if each.version]
-        known = usable or [each.version for each in self._fleet.instances() if each.version]
-        version = lowest_version(known)
+        ollamas = [each for each in self._fleet.instances() if each.is_ollama]
+        if not ollamas and self._fleet.usable():
+            return _json({"version": API_VERSION})
+        usable = [each.version for each in ollamas if each.usable and each.version]
+        version = lowest_version(usable or [each.version for each in ollamas if each.version])
         if version is None:
             raise NoInstance("no instance has answered yet", retry_after_seconds=1.0)
         return _json({"version": version})

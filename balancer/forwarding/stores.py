@@ -107,13 +107,14 @@ class Stores:
         by_store: dict[str, Instance] = {}
         model = operation.variant.model if operation.variant else None
         needs_model = operation.upstream_path in {"/api/delete", "/api/copy"}
-        for instance in sorted(self._fleet.usable(), key=lambda each: each.drained):
+        ollamas = [each for each in self._fleet.usable() if each.is_ollama]
+        for instance in sorted(ollamas, key=lambda each: each.drained):
             if model is None or not needs_model or instance.holds(model):
                 by_store.setdefault(instance.store, instance)
-        if not by_store and needs_model and model is not None and self._fleet.usable():
+        if not by_store and needs_model and model is not None and ollamas:
             raise UnknownModel(operation.model or model, there_are=self._fleet.models())
         if not by_store:
-            raise NoInstance("no instance is usable now", retry_after_seconds=1.0)
+            raise NoInstance("no instance that keeps models is usable now", retry_after_seconds=1.0)
         return tuple(by_store.values())
 
     async def _unload(self, operation: Operation) -> None:
@@ -127,7 +128,7 @@ class Stores:
     async def tell_residents(self, model: ModelName, request: UpstreamRequest) -> None:
         """Send a small request to every instance where a model is resident now, whatever it answers."""
         await self._refresh(0.0, _REFRESH_SECONDS)
-        resident = [each for each in self._fleet.usable() if each.resident(model)]
+        resident = [each for each in self._fleet.usable() if each.is_ollama and each.resident(model)]
         await asyncio.gather(*(self._quietly(each, request) for each in resident))
         for instance in resident:
             self._fleet.unloaded(instance, model)
