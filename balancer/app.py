@@ -249,7 +249,7 @@ class Balancer:
     def _kept(self, fresh: Instance) -> Instance:
         """The one that is there under the same name and URL, respecified; else the fresh one."""
         kept = self.fleet.get(fresh.id) if fresh.id in self.fleet else None
-        if kept is None or kept.spec.url != fresh.spec.url:
+        if kept is None or (kept.spec.url, kept.runtime) != (fresh.spec.url, fresh.runtime):
             return fresh
         kept.respecify(fresh)
         return kept

@@ -9,7 +9,7 @@ from balancer.control.lifecycle import SupervisorPolicy
 from balancer.control.prober import ProbeTimes
 from balancer.core.device import CPU
 from balancer.core.names import canonical_name
-from balancer.core.plan import PlannedInstance
+from balancer.core.plan import PlannedInstance, Runtime
 from balancer.core.ticket import InstanceId
 from balancer.fleet.breaker import BreakerPolicy, Breakers
 from balancer.fleet.health import Health, HealthPolicy
@@ -95,6 +95,7 @@ def _attached(settings: InstanceSettings) -> InstanceSpec:
         models=frozenset(canonical_name(name) for name in settings.models),
         store=settings.store,
         devices=_devices(settings.device),
+        runtime=Runtime(settings.runtime.value),
     )
 
 
@@ -109,6 +110,7 @@ def _managed(planned: PlannedInstance, provisioned: Provisioned) -> InstanceSpec
         slots=planned.slots,
         models=frozenset(canonical_name(name) for name in planned.models),
         devices=planned.devices,
+        runtime=planned.runtime,
         managed=True,
         spare_bytes=min(planned.memory_bytes, _SPARE_BYTES) if spare else None,
     )

@@ -182,6 +182,7 @@ class Report:
         return {
             "id": instance.id,
             "url": instance.spec.url,
+            "runtime": instance.runtime.value,
             "state": instance.health.state.value,
             "suspect": instance.suspect,
             "health": round(self._health.of(instance), 3),

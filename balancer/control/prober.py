@@ -1,8 +1,8 @@
 """The prober: whether each instance answers, which models it has and which it has loaded.
 
 Liveness is `/api/version` alone: it never loads a model and answers while one loads. `/api/tags` and
-`/api/ps` have deadlines of their own, and a slow one is never 'down'. Sole writer of probe health,
-inventories and learned slots.
+`/api/ps` have deadlines of their own, and a slow one is never 'down'. Runtimes of another make are asked
+in their own words (see `runtime_facts`). Sole writer of probe health, inventories and learned slots.
 """
 
 import asyncio
@@ -13,7 +13,9 @@ from dataclasses import dataclass
 import msgspec
 
 from balancer.clock import Clock
+from balancer.control.runtime_facts import HEALTH_PATH, VLLM_SLOTS, read_facts
 from balancer.core.names import ModelName
+from balancer.core.plan import Runtime
 from balancer.core.ticket import InstanceId
 from balancer.errors import ConnectFailed, ConnectionLost, InstanceError
 from balancer.fleet.fleet import Fleet
@@ -94,9 +96,10 @@ class Prober:
     async def run_once(self, instance: Instance) -> None:
         """One probe of one instance."""
         incarnation = instance.incarnation
+        path = "/api/version" if instance.is_ollama else HEALTH_PATH
         try:
             answer = await self._client.get(
-                instance.spec.url, "/api/version", timeout_seconds=self.times.timeout_seconds
+                instance.spec.url, path, timeout_seconds=self.times.timeout_seconds
             )
         except InstanceError as error:
             self._fleet.failed(instance, str(error), refused=_refused(error), incarnation=incarnation)
@@ -104,7 +107,7 @@ class Prober:
         if not instance.usable:
             # Its lists first: a request must not be sent there for a model that it does not have.
             await self._read_lists(instance)
-        version = _version(answer.get("version"))
+        version = _version(answer.get("version") if instance.is_ollama else instance.version)
         if self._fleet.probe_succeeded(instance, version=version, incarnation=incarnation):
             self._log.info("instance_up", instance=instance.id, version=instance.version)
             self._warn_of_slots(instance)
@@ -237,6 +240,9 @@ class Prober:
                 return
 
     async def _read_lists(self, instance: Instance) -> None:
+        if not instance.is_ollama:
+            await self._read_runtime(instance)
+            return
         incarnation, began_at = instance.incarnation, self._clock.monotonic()
         models, runners = await asyncio.gather(
             self._rows(instance, "/api/tags"), self._rows(instance, "/api/ps")
@@ -250,18 +256,36 @@ class Prober:
         if incarnation == instance.incarnation:
             self._fleet.inventory_read(instance, models=models, runners=runners, slots=slots, at=began_at)
 
-    async def _rows(self, instance: Instance, path: str) -> Sequence[Row] | None:
-        """The items of a list, None where it could not be read. A slow one says nothing of health, a
+    async def _read_runtime(self, instance: Instance) -> None:
+        """What a runtime of another make serves, which is in its memory for as long as it answers."""
+        incarnation, began_at = instance.incarnation, self._clock.monotonic()
+        facts = await read_facts(instance.runtime, lambda path: self._asked(instance, path))
+        if facts is not None and incarnation == instance.incarnation:
+            instance.version = _version(facts.version)
+            self._fleet.inventory_read(
+                instance,
+                models=[row for row in facts.models if _is_row(row)],
+                runners=[row for row in facts.runners if _is_row(row)],
+                slots=facts.slots,
+                at=began_at,
+            )
+
+    async def _asked(self, instance: Instance, path: str) -> Mapping[str, object] | None:
+        """What a path tells, None where it could not be read. A slow answer says nothing of health, a
         refused connection does."""
         incarnation = instance.incarnation
         try:
-            answer = await self._client.get(
-                instance.spec.url, path, timeout_seconds=self.times.timeout_seconds
-            )
+            return await self._client.get(instance.spec.url, path, timeout_seconds=self.times.timeout_seconds)
         except InstanceError as error:
             self._log.debug("list_unread", instance=instance.id, path=path, error=str(error))
             if _refused(error):
                 self._fleet.failed(instance, str(error), refused=True, incarnation=incarnation)
+            return None
+
+    async def _rows(self, instance: Instance, path: str) -> Sequence[Row] | None:
+        """The items of a list, None where it could not be read."""
+        answer = await self._asked(instance, path)
+        if answer is None:
             return None
         rows = answer.get("models")
         if not isinstance(rows, list):
@@ -294,6 +318,16 @@ class Prober:
     def _warn_of_slots(self, instance: Instance) -> None:
         spec = instance.spec
         known = spec.slots is not None or spec.max_concurrent_requests is not None
+        if instance.runtime is Runtime.VLLM and not known and instance.id not in self._warned:
+            self._warned.add(instance.id)
+            self._log.warning(
+                "slots_assumed",
+                instance=instance.id,
+                slots=VLLM_SLOTS,
+                advice="set slots to its --max-num-seqs",
+            )
+        if not instance.is_ollama:
+            return
         if not known and instance.id not in self._seen_locally and instance.id not in self._warned:
             self._warned.add(instance.id)
             self._log.warning(

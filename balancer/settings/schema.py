@@ -39,6 +39,7 @@ from balancer.settings.values import (
     Path,
     Paths,
     Provision,
+    RuntimeName,
     Size,
     Strategy,
     StrategyName,
@@ -60,7 +61,7 @@ PENDING: Mapping[str, str] = MappingProxyType(
 
 
 class InstanceSettings(Group):
-    """One running Ollama server to attach; a plain text is taken for its URL."""
+    """One running server to attach, of Ollama or of another runtime; a plain text is taken for its URL."""
 
     url: InstanceUrl = Field(
         description="Where it answers: http or https, host and port, nothing after. Kept as scheme://host:port."
@@ -85,7 +86,8 @@ class InstanceSettings(Group):
         default=None,
         ge=1,
         le=1024,
-        description="Parallel places in each of its runners (OLLAMA_NUM_PARALLEL). null: learned, else 1.",
+        description="Parallel places in each of its runners (OLLAMA_NUM_PARALLEL; --max-num-seqs of vLLM). "
+        "null: learned, else 1; 64 for vLLM.",
     )
     models: tuple[ModelName, ...] = Field(
         default=(),
@@ -94,6 +96,11 @@ class InstanceSettings(Group):
     store: Name | None = Field(
         default=None,
         description="A label for its model store: equal labels mean one store. null: a store of its own.",
+    )
+    runtime: Annotated[RuntimeName, BeforeValidator(lower)] = Field(
+        default=RuntimeName.OLLAMA,
+        description="What answers there. vllm and llama-server serve the models that they were started with; "
+        "Ollama's requests are translated for them.",
     )
     device: Name | None = Field(
         default=None,

@@ -54,6 +54,14 @@ class Strategy(StrEnum):
     POWER_OF_TWO = "power_of_two"
 
 
+class RuntimeName(StrEnum):
+    """What answers at an instance's URL."""
+
+    OLLAMA = "ollama"
+    VLLM = "vllm"
+    LLAMA_SERVER = "llama-server"
+
+
 class LogLevel(StrEnum):
     """The least severe events that are logged."""
 
