@@ -91,11 +91,16 @@ async def simulated(*configs: ServerConfig, shared: bool = False) -> AsyncIterat
 
 @contextlib.asynccontextmanager
 async def balancing(
-    instances: Sequence[SimulatedOllama | str], *, usable: int | None = None, **settings: Any
+    instances: Sequence[SimulatedOllama | str],
+    *,
+    usable: int | None = None,
+    runtime: str = "ollama",
+    **settings: Any,
 ) -> AsyncIterator[Stack]:
     """A balancer of this process in front of these, once so many of them (default: all) are usable."""
     urls = [each if isinstance(each, str) else each.url for each in instances]
-    attached = [{"name": name, "url": url} for name, url in zip(NAMES, urls, strict=False)]
+    pairs = zip(NAMES, urls, strict=False)
+    attached = [{"name": name, "url": url, "runtime": runtime} for name, url in pairs]
     overrides = {"listen": "127.0.0.1:0", "admin_listen": "127.0.0.1:0", "instances": attached, **settings}
     log = io.StringIO()
     balancer = Balancer(

@@ -150,7 +150,8 @@ def _settings(instances: Sequence[ScriptedInstance], settings: dict[str, Any]) -
         "admin_listen": "127.0.0.1:0",
         "health": {"interval_seconds": 0.5, "timeout_seconds": 5},
         "instances": [
-            {"url": instance.url, "name": names[index], **each} for index, instance in enumerate(instances)
+            {"url": instance.url, "name": names[index], "runtime": instance.runtime, **each}
+            for index, instance in enumerate(instances)
         ],
     }
     return Settings.model_validate({**values, **SETTINGS, **settings})

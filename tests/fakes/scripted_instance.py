@@ -11,7 +11,7 @@ import json
 import socket
 import struct
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -61,7 +61,7 @@ class Turn:
 
 
 Step = Send | Wait | ReadBody | Close | Reset | Stall | Turn
-Script = Sequence[Step]
+Script = Iterable[Step]
 
 
 @dataclass(slots=True)
@@ -219,6 +219,9 @@ class ScriptedInstance:
     lists instead of the truth, by path. `resident`: which models are in memory, None for all.
     """
 
+    runtime = "ollama"
+    probe_paths = frozenset({"/api/version", "/api/tags", "/api/ps"})
+
     def __init__(self, *models: str, version: str = "0.33.0") -> None:
         self.models = models or ("m",)
         self.version = version
@@ -309,7 +312,7 @@ class ScriptedInstance:
             if self.hanging:
                 await connection.closed.wait()
                 return
-            if request.method == "GET" and request.target in {"/api/version", "/api/tags", "/api/ps"}:
+            if request.method == "GET" and request.target in self.probe_paths:
                 self.probes += 1
                 await connection.send(whole(self._listed(request.target)))
                 continue
