@@ -7,18 +7,23 @@ from typing import Any
 import pytest
 import zstandard
 
+from balancer.core.plan import Runtime
+from balancer.core.ticket import InstanceId
+from balancer.settings.values import RuntimeName
 from tests.fakes.raw_client import Answer, request
 from tests.fakes.running_balancer import Running, balancing
 from tests.fakes.runtime_server import CONTEXT, SSE, RuntimeServer, event
 from tests.fakes.scripted_instance import (
     END,
     Close,
+    ReadBody,
     ScriptedInstance,
     Send,
     Stall,
     Turn,
     Wait,
     chunk,
+    whole,
 )
 
 pytestmark = pytest.mark.both_sinks
@@ -210,7 +215,7 @@ async def test_what_one_kind_cannot_take_goes_to_the_other() -> None:
         ScriptedInstance("m").running() as ollama,
         balancing(server, ollama) as running,
     ):
-        for _ in range(4):
+        for _ in range(60):  # more than the budget for tries after failures
             answer = await running.ask("/api/chat", {**CHAT, "options": {"mirostat": 2}})
             assert (answer.status, answer.header("x-balancer-instance")) == (200, "b")
 
@@ -379,6 +384,30 @@ async def test_a_server_that_still_loads_its_model_is_not_up() -> None:
         answer = await running.ask("/api/chat", CHAT)
 
     assert answer.status == 503
+    assert {each.target for each in server.requests} == {"/health"}
+
+
+async def test_an_ollamas_own_404_passes_whatever_it_says() -> None:
+    ollama = ScriptedInstance("m")
+    ollama.otherwise = lambda _request: (ReadBody(), Send(whole(b'{"detail":"Not Found"}', status=404)))
+    async with ollama.running(), balancing(ollama) as running:
+        answer = await running.ask("/api/chat", CHAT)
+
+    assert (answer.status, answer.body) == (404, b'{"detail":"Not Found"}')
+
+
+async def test_another_runtime_at_the_same_url_is_another_instance() -> None:
+    server = RuntimeServer("m")
+    async with server.running(), balancing(server) as running:
+        before, settings = running.balancer.fleet.get(InstanceId("a")), running.balancer.settings
+        each = settings.instances[0].model_copy(update={"runtime": RuntimeName.LLAMA_SERVER})
+        running.balancer.apply(settings.model_copy(update={"instances": (each,)}))
+        after = running.balancer.fleet.get(InstanceId("a"))
+        running.balancer.apply(running.balancer.settings)
+
+        assert after is not before
+        assert (before.runtime, after.runtime) == (Runtime.VLLM, Runtime.LLAMA_SERVER)
+        assert running.balancer.fleet.get(InstanceId("a")) is after
 
 
 async def reused(running: Running, server: RuntimeServer) -> int:
