@@ -124,9 +124,9 @@ class StallWatch:
         instance, model = self._fleet.get(pair[0]), pair[1]
         since = max(min(each.since for each in waiting), self._loading_until.get(instance.id, float("-inf")))
         seconds = self._clock.monotonic() - since
-        if instance.loading is not None or not instance.resident(model) or seconds < self.times.ask:
+        if not instance.is_ollama or not instance.resident(model) or instance.loading is not None:
             return
-        if instance.running_of(model) > len(waiting):
+        if seconds < self.times.ask or instance.running_of(model) > len(waiting):
             return
         suspicion = self._suspicions.setdefault(pair, _Suspicion(since))
         suspicion.leases.update(each.lease.id for each in waiting)
