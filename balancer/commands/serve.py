@@ -54,7 +54,7 @@ async def _serve(settings: Settings, source: ConfigSource) -> int:
         print(error, file=sys.stderr)
         return error.exit_code
     for sentence in found.sentences:
-        print(sentence, file=sys.stderr)
+        print(sentence)
     return await run_until_stopped(
         found.settings, _adjusted(source, found, settings), provisioned=found.provisioned
     )

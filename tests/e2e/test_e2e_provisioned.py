@@ -1,0 +1,175 @@
+"""`balancer serve` on a machine with GPUs and nothing else: it starts its instances, heals and ends them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import ollama
+import pytest
+from harness import CHAT, BalancerProcess, balancer, balancer_process, wait_for
+
+from tests.fakes.gpu_machine import GIB, GpuMachine, gpu
+
+ROOT = Path(__file__).parents[2]
+SMALL = {"name": "NVIDIA GeForce RTX 3060 Ti", "total": 8188 << 20, "used": 0}
+_OLLAMA = f"""#!/bin/sh
+export PYTHONPATH='{ROOT}'
+exec '{sys.executable}' -m balancer.simulator --port "${{OLLAMA_HOST##*:}}" --speed 500 --slots 1 \\
+  --model {CHAT} --memory 24GiB
+"""
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GpuMachine:
+    """Two small GPUs, and an `ollama` on the PATH that is simulated."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "ollama").write_text(_OLLAMA)
+    (programs / "ollama").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    found = GpuMachine(tmp_path / "machine.json", monkeypatch)
+    found.has(gpu(0, **SMALL), gpu(1, **SMALL))
+    return found
+
+
+@contextlib.contextmanager
+def serving(tmp_path: Path, **settings: Any) -> Iterator[BalancerProcess]:
+    """A balancer that provisions, on ports that no other test has."""
+    first = 15_000 + (os.getpid() % 900) * 10
+    provisioning = {"first_port": first, "adopt_grace_seconds": 3, **settings}
+    config = tmp_path / "config.json"  # YAML too
+    config.write_text(json.dumps({"provisioning": provisioning, "health": {"interval_seconds": 0.5}}))
+    with balancer_process(tmp_path, "serve", "--config", str(config)) as started:
+        wait_for(lambda: ready(started) == len(started.instances()), about="instances that are up")
+        yield started
+
+
+def ready(started: BalancerProcess) -> int:
+    return sum(1 for each in started.instances() if each["state"] == "up")
+
+
+def rows(started: BalancerProcess) -> dict[str, dict[str, Any]]:
+    told = httpx.get(f"{started.admin}/admin/v1/instances", trust_env=False).json()
+    return {each["id"]: each for each in told["instances"]}
+
+
+def pids(started: BalancerProcess) -> dict[str, int]:
+    return {name: each["managed"]["pid"] for name, each in rows(started).items()}
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+
+
+def ask(started: BalancerProcess) -> str:
+    with ollama.Client(host=started.url, trust_env=False) as client:
+        return str(client.generate(CHAT, "hello").response)
+
+
+def test_instances_of_two_gpus_and_one_over_both_are_started_and_serve(
+    machine: GpuMachine, tmp_path: Path
+) -> None:
+    with serving(tmp_path) as started:
+        told = rows(started)
+        assert set(told) == {"gpu0", "gpu1", "gpus"}
+        assert told["gpu0"]["devices"] == [gpu(0)["uuid"]]
+        assert told["gpus"]["devices"] == [gpu(0)["uuid"], gpu(1)["uuid"]]
+        assert ask(started)
+        left = list(pids(started).values())
+        assert started.child.end() == 0
+    wait_for(lambda: not any(map(alive, left)), about="every instance is gone")
+
+
+def test_an_instance_that_is_killed_is_started_anew(machine: GpuMachine, tmp_path: Path) -> None:
+    with serving(tmp_path) as started:
+        before = pids(started)
+        os.kill(before["gpu0"], signal.SIGKILL)
+        wait_for(lambda: pids(started)["gpu0"] not in {None, before["gpu0"]}, about="another process")
+        wait_for(lambda: ready(started) == 3, about="all up again")
+        assert pids(started)["gpu1"] == before["gpu1"]
+        assert ask(started)
+        page = httpx.get(f"{started.admin}/metrics", trust_env=False).text
+        assert 'balancer_instance_restarts_total{instance="gpu0",reason="exited"} 1.0' in page
+
+
+def test_a_balancer_that_is_killed_leaves_them_to_the_next(machine: GpuMachine, tmp_path: Path) -> None:
+    with serving(tmp_path, adopt_grace_seconds=30) as first:
+        before = pids(first)
+        first.child.end(signal.SIGKILL)
+        # What they hold now is taken, and would make another plan.
+        machine.has(gpu(0, **{**SMALL, "used": 6 * GIB}), gpu(1, **{**SMALL, "used": 7 * GIB}))
+        with serving(tmp_path, adopt_grace_seconds=30) as second:
+            assert pids(second) == before
+            assert ask(second)
+
+
+def test_a_balancer_that_is_killed_for_good_leaves_nothing(machine: GpuMachine, tmp_path: Path) -> None:
+    with serving(tmp_path, adopt_grace_seconds=0.5) as started:
+        left = list(pids(started).values())
+        started.child.end(signal.SIGKILL)
+        wait_for(lambda: not any(map(alive, left)), about="every instance is gone")
+
+
+def test_what_was_planned_by_is_fixed_while_it_runs(machine: GpuMachine, tmp_path: Path) -> None:
+    with serving(tmp_path) as started:
+        config = tmp_path / "config.json"
+        told = json.loads(config.read_text())
+        config.write_text(json.dumps(told | {"provisioning": told["provisioning"] | {"slots": 3}}))
+
+        done = balancer("reload", "--admin", started.admin)
+
+        assert done.returncode == 2, done.stderr
+        assert "provisioning" in done.stderr
+        assert "while it runs" in done.stderr
+
+
+def test_without_gpu_the_cpu_gets_one(machine: GpuMachine, tmp_path: Path) -> None:
+    machine.has()
+    with serving(tmp_path) as started:
+        assert set(rows(started)) == {"cpu"}
+        assert ask(started)
+
+
+def test_without_ollama_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    GpuMachine(tmp_path / "machine.json", monkeypatch).has(gpu(0, **SMALL))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    done = balancer("serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0")
+
+    assert done.returncode == 3, done.stderr
+    assert "ollama.com/download" in done.stderr
+    assert "balancer demo" in done.stderr
+
+
+def test_gpu_instances_name_what_is_started_and_a_gpu_that_is_missing(
+    machine: GpuMachine, tmp_path: Path
+) -> None:
+    config = tmp_path / "gpus.yaml"
+    port = 24_000 + os.getpid() % 900
+    config.write_text(f"gpu_instances: [{{gpu_id: 1, name: own, port: {port}, memory_limit: 4GiB}}]\n")
+    with balancer_process(tmp_path, "serve", "--config", str(config)) as started:
+        wait_for(lambda: ready(started) == len(started.instances()), about="instances that are up")
+        told = rows(started)
+        assert told["own"]["url"] == f"http://127.0.0.1:{port}"
+        assert told["own"]["managed"]["pid"]
+
+    config.write_text(f"gpu_instances: [{{gpu_id: 7, port: {port}}}]\n")
+    done = balancer("serve", "--config", str(config), "--listen", "127.0.0.1:0")
+    assert done.returncode == 2, done.stderr
+    assert "there is no GPU 7" in done.stderr
+    assert "RTX 3060 Ti" in done.stderr
+    assert balancer("check", str(config)).returncode == 0
