@@ -148,6 +148,15 @@ def _listening(table: Path, port: int) -> Iterator[str]:
 
 def _holds_socket(process: Path, inodes: set[str]) -> bool:
     try:
-        return any(str(link.readlink()) in inodes for link in (process / "fd").iterdir())
+        links = list((process / "fd").iterdir())
     except OSError:
         return False
+    return any(_target(each) in inodes for each in links)
+
+
+def _target(link: Path) -> str:
+    """What a descriptor stands for; nothing where it was closed since the folder was read."""
+    try:
+        return str(link.readlink())
+    except OSError:
+        return ""

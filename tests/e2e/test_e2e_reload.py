@@ -103,7 +103,10 @@ def test_hangup_while_the_balancer_looks_for_an_instance_does_not_end_it(tmp_pat
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        looks = f"import balancer.commands.provision as s; s.OLLAMA_URL={url!r}; import balancer.cli as c; c.main()"
+        looks = (
+            "import balancer.commands.provision as looking; from balancer.cli import main\n"
+            f"looking.OLLAMA_URL = {url!r}; main()"
+        )
         python = command()[0]
         with child("balancer", [python, "-c", looks, "serve"], tmp_path, PATH="") as started:
             silent.settimeout(20)

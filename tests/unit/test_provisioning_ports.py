@@ -94,3 +94,18 @@ def test_a_command_is_told_on_one_line_and_not_at_any_length() -> None:
     assert found is not None
     assert len(found.command) <= 120
     assert "\n" not in found.command
+
+
+def test_a_descriptor_that_is_closed_meanwhile_hides_no_other(tmp_path: Path) -> None:
+    """A file in place of a link cannot be read as one, as a link that has gone cannot."""
+    (tmp_path / "net").mkdir()
+    row = "   0: 0100007F:2CEC 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000        0 77 1\n"
+    (tmp_path / "net" / "tcp").write_text(HEADER + row)
+    descriptors = tmp_path / "42" / "fd"
+    descriptors.mkdir(parents=True)
+    (descriptors / "1").touch()
+    (descriptors / "2").symlink_to("socket:[77]")
+    (descriptors / "3").touch()
+    (tmp_path / "42" / "cmdline").write_text("ollama\0serve\0")
+
+    assert holder(0x2CEC, proc=tmp_path) == Holder(42, "ollama serve")
