@@ -1,7 +1,6 @@
 """`balancer plan`: what would be provisioned on this machine, or on devices named instead. Starts nothing."""
 
 import asyncio
-import importlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,15 +12,13 @@ from balancer.commands.exit_codes import BAD_USAGE, DONE
 from balancer.commands.tables import table
 from balancer.core.device import Device
 from balancer.core.plan import Plan, PlannedDevice, PlannedInstance
-from balancer.memory import memory_allowed
-from balancer.provisioning.kv_cache import DEFAULT_CACHE_TYPE
-from balancer.provisioning.model_store import known_models, store_folder
-from balancer.provisioning.plan import make_plan
+from balancer.provisioning.devices import detect
+from balancer.provisioning.planning import DETECT_SECONDS, planned, taken_ports
+from balancer.provisioning.runtimes import CannotLaunch, Host
 from balancer.provisioning.tiers import gib
 from balancer.settings import Provision, Settings, SettingsError, load
 
 GIB = 2**30
-_DETECT_SECONDS = 10.0
 _MOST_GPUS = 64
 _MOST_GIB = 4096
 _COLUMNS = ("device", "instance", "port", "runtime", "share", "context", "why")
@@ -31,25 +28,21 @@ _FORM = "NAME:GIB, several with a comma, such as 'RTX 4090:24,RTX 3060:12'"
 
 
 def plan(files: Sequence[Path], *, gpus: Sequence[Device] | None, as_json: bool) -> int:
-    """Print it, for these GPUs or for those of this machine. Faults in the configuration exit 2."""
+    """Print it, for these GPUs or for those of this machine. Faults in the configuration exit 2, and so do
+    models of vLLM and llama-server that are not there or have no room; programs are not looked for."""
     try:
         settings = load(files, environ=os.environ, dotenv=Path(".env"))
-        devices, notes = (gpus, ()) if gpus is not None else asyncio.run(_detected())
-        planned = make_plan(
-            devices,
-            memory_allowed(),
-            settings,
-            models=known_models(store_folder(os.environ)),
-            kv_cache_type=os.environ.get("OLLAMA_KV_CACHE_TYPE", DEFAULT_CACHE_TYPE),
-        )
-    except SettingsError as error:
+        devices, notes = (gpus, ()) if gpus is not None else _detected()
+        host = Host(tuple(devices), os.environ, settings)
+        found = planned(settings, host, taken_ports=() if gpus is not None else taken_ports(settings))
+    except (SettingsError, CannotLaunch) as error:
         print(error, file=sys.stderr)
         return BAD_USAGE
-    told = [*notes, *planned.notes, *_off(settings)]
+    told = [*notes, *found.notes, *_off(settings)]
     if as_json:
-        print_json(as_data(planned, told))
+        print_json(as_data(found, told))
     else:
-        print(render(planned, told))
+        print(render(found, told))
     return DONE
 
 
@@ -73,14 +66,11 @@ def _gpu(index: int, part: str) -> Device:
     return Device(index=index, name=name, memory_bytes=int(size * GIB), free_bytes=int(size * GIB))
 
 
-async def _detected() -> tuple[Sequence[Device], Sequence[str]]:
-    """The GPUs of this machine, and what is to be said of them; none where there is no reader of devices."""
-    try:
-        reader = importlib.import_module("balancer.provisioning.devices")
-    except ModuleNotFoundError:
-        return (), ("GPUs cannot be read here",)
-    detection = await reader.detect(_DETECT_SECONDS)
-    return detection.devices, detection.notes
+def _detected() -> tuple[Sequence[Device], Sequence[str]]:
+    """The GPUs of this machine, and what is to be said of them: why there are none, and what was left out."""
+    detection = asyncio.run(detect(DETECT_SECONDS))
+    reasons = (detection.reason,) if detection.reason else ()
+    return detection.devices, reasons + detection.notes
 
 
 def _off(settings: Settings) -> list[str]:
@@ -117,6 +107,7 @@ def _data(each: PlannedInstance) -> dict[str, object]:
         "prompt_cache_bytes": each.prompt_cache_bytes,
         "models": list(each.models),
         "max_concurrent_requests": each.max_concurrent_requests,
+        "weight": each.weight,
     }
 
 

@@ -1,6 +1,6 @@
 """Names and ports for planned instances, handed out in order, past those that are in use."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from itertools import count
 
 from balancer.settings import Fault, Settings, SettingsError
@@ -11,9 +11,11 @@ _LAST_PORT = 65535
 class Addresses:
     """Names and ports that no instance and no listener of the configuration has, each given once."""
 
-    def __init__(self, settings: Settings, taken_ports: Collection[int]) -> None:
+    def __init__(
+        self, settings: Settings, *, taken_names: Collection[str] = (), taken_ports: Collection[int] = ()
+    ) -> None:
         listeners = (settings.listen, settings.admin_listen, settings.metrics_listen)
-        self._names = {each.name for each in settings.all_instances}
+        self._names = {each.name for each in settings.all_instances} | set(taken_names)
         self._ports = {each.port for each in settings.all_instances} | set(taken_ports)
         self._ports |= {each.port for each in listeners if each is not None}
         self._next = settings.provisioning.first_port
@@ -35,3 +37,8 @@ class Addresses:
             )
         self._next = found + 1
         return found
+
+    def ports(self) -> Iterator[int]:
+        """The free ports, one after the other. Raises: SettingsError where none is left."""
+        while True:
+            yield self.port()

@@ -2,7 +2,8 @@
 no device and starts nothing, and the same input gives the same plan.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from statistics import fmean
 
 import msgspec
 
@@ -12,9 +13,9 @@ from balancer.provisioning.addresses import Addresses
 from balancer.provisioning.contexts import Models, context_length
 from balancer.provisioning.demands import called, unmet
 from balancer.provisioning.kv_cache import DEFAULT_CACHE_TYPE, KnownModel
-from balancer.provisioning.served import Placed, ServedModel, place
+from balancer.provisioning.runtimes.shares import left_for_ollama
 from balancer.provisioning.tiers import divide, gib, usable_bytes
-from balancer.settings import GpuInstanceSettings, Settings, SettingsError
+from balancer.settings import DeviceSettings, GpuInstanceSettings, Settings, SettingsError
 
 _CPU_WEIGHT = 0.1
 _LEAST_WEIGHT = 0.001
@@ -27,23 +28,34 @@ def make_plan(
     settings: Settings,
     *,
     models: Sequence[KnownModel] = (),
-    served: Sequence[ServedModel] = (),
+    served: Sequence[PlannedInstance] = (),
     kv_cache_type: str = DEFAULT_CACHE_TYPE,
     taken_ports: Collection[int] = (),
     weight_of: Callable[[Device], float] = lambda device: 1.0,
 ) -> Plan:
-    """What is to be started on a machine with these GPUs and this memory.
+    """What is to be started on a machine with these GPUs and this memory. Those that are split by MIG are
+    left out; detection tells it.
+
+    `served` are those of vLLM and llama-server, as `served_models` places them on these GPUs: they stay
+    as they are and get a weight, and Ollama is planned on what they leave.
 
     Shares are reservations: those on a device are together at most its memory, those on the CPU and all
     prompt caches together at most the host's. The `free_bytes` of a device should count as free what
-    instances of an earlier plan hold, or a restart would plan otherwise. `weight_of` is relative to an
-    instance elsewhere, which weighs 1; instances on one device divide its weight.
+    instances of an earlier plan hold, or a restart would plan otherwise.
+
+    `weight_of`, which is above 0, compares GPUs with one another, in any unit. It is divided by its mean
+    over the GPUs here, so that the average GPU weighs 1, as an instance elsewhere does that settings give
+    no weight. The Ollama instances on a GPU divide its weight; several GPUs weigh what the slowest does,
+    a CPU 0.1.
 
     Raises: SettingsError where settings name a GPU that is not there, want more than there is, or want
     one port twice.
     """
+    gpus = sorted((device for device in devices if not device.mig), key=lambda device: device.index)
     if not settings.load_balancing.enabled:
-        devices, settings = _single(devices, settings)
+        settings = _single(gpus, settings, served)
+    weights = {gpu.key: weight_of(gpu) for gpu in gpus}
+    average = fmean(weights.values()) if weights else 1.0
     planner = _Planner(
         host_bytes=host_memory_bytes,
         settings=settings,
@@ -53,10 +65,14 @@ def make_plan(
             assumed_bytes=settings.provisioning.model_size_estimate_bytes,
         ),
         kv_cache_type=kv_cache_type,
-        addresses=Addresses(settings, {*taken_ports, *(each.port for each in served)}),
-        weight_of=weight_of,
+        addresses=Addresses(
+            settings,
+            taken_names=[each.name for each in served],
+            taken_ports={*taken_ports, *(each.port for each in served)},
+        ),
+        weights={key: weight / average for key, weight in weights.items()},
     )
-    return planner.plan(sorted(devices, key=lambda device: device.index), served)
+    return planner.plan(gpus, served)
 
 
 class _Planner(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,16 +81,14 @@ class _Planner(msgspec.Struct, frozen=True, kw_only=True):
     models: Models
     kv_cache_type: str
     addresses: Addresses
-    weight_of: Callable[[Device], float]
+    weights: Mapping[str, float]
 
-    def plan(self, devices: Sequence[Device], served: Sequence[ServedModel]) -> Plan:
-        gpus = [device for device in devices if not device.mig]
-        placed, faults = place(served, gpus, host_bytes=self.host_bytes)
-        rests = [_without(gpu, sum(each.parts.get(gpu.index, 0) for each in placed)) for gpu in gpus]
-        faults += unmet(self.settings, rests, served)
-        if faults:
+    def plan(self, gpus: Sequence[Device], served: Sequence[PlannedInstance]) -> Plan:
+        rests = left_for_ollama(gpus, served)
+        if faults := unmet(self.settings, rests, served):
             raise SettingsError(faults)
-        alone = [self._alone(each, gpus) for each in placed]
+        replace = msgspec.structs.replace
+        alone = [replace(each, weight=self._weight(each.devices, 1)) for each in served]
         planned = [
             PlannedDevice(
                 name=gpu.name,
@@ -84,8 +98,7 @@ class _Planner(msgspec.Struct, frozen=True, kw_only=True):
             )
             for gpu, rest in zip(gpus, rests, strict=True)
         ]
-        notes = [f"{called(device)} is split by MIG and left alone" for device in devices if device.mig]
-        notes += [note for device in planned if (note := _note(device))]
+        notes = [note for device in planned if (note := _note(device))]
         planned += self._cpu(
             [each for each in alone if not each.devices],
             without_gpu=not any(device.instances for device in planned),
@@ -109,7 +122,7 @@ class _Planner(msgspec.Struct, frozen=True, kw_only=True):
             devices=(gpu,),
             share=division.share_bytes,
             why=division.reason,
-            weight=self._weight([gpu], division.count),
+            weight=self._weight([gpu.key], division.count),
         )
 
     def _verbatim(self, gpu: Device, items: Sequence[GpuInstanceSettings]) -> list[PlannedInstance]:
@@ -124,7 +137,7 @@ class _Planner(msgspec.Struct, frozen=True, kw_only=True):
                 devices=(gpu,),
                 share=each.memory_limit or left // open_ended,
                 why="by gpu_instances",
-                weight=self._weight([gpu], len(items)),
+                weight=self._weight([gpu.key], len(items)),
                 item=each,
             )
         ]
@@ -139,7 +152,7 @@ class _Planner(msgspec.Struct, frozen=True, kw_only=True):
                 devices=(),
                 share=min(self.host_bytes // share, left),
                 why=f"{why} of the memory",
-                weight=_CPU_WEIGHT,
+                weight=self._weight([], 1),
             )
         device = PlannedDevice(name="CPU", memory_bytes=self.host_bytes, instances=tuple(instances))
         return [device] if instances else []
@@ -157,7 +170,7 @@ class _Planner(msgspec.Struct, frozen=True, kw_only=True):
             devices=free,
             share=sum(rooms),
             why="for models that no single GPU holds",
-            weight=self._weight(free, 1),
+            weight=self._weight([gpu.key for gpu in free], 1),
             model=self.models.too_large_for(max(rooms)),
         )
         return [msgspec.structs.replace(each, memory_bytes=0) for each in spanning]
@@ -200,24 +213,8 @@ class _Planner(msgspec.Struct, frozen=True, kw_only=True):
             for name in names
         ]
 
-    def _alone(self, placed: Placed, gpus: Sequence[Device]) -> PlannedInstance:
-        model, own = placed.model, [gpu for gpu in gpus if gpu.index in placed.parts]
-        return PlannedInstance(
-            name=self.addresses.name(model.name.replace("/", "-")),
-            port=model.port or self.addresses.port(),
-            runtime=model.runtime,
-            devices=tuple(gpu.key for gpu in own),
-            memory_bytes=model.memory_bytes,
-            reason=f"serves {model.name} alone",
-            slots=model.slots,
-            context_length=model.context_length,
-            models=(model.name,),
-            model_path=model.path,
-            weight=self._weight(own, 1),
-        )
-
-    def _weight(self, gpus: Sequence[Device], count: int) -> float:
-        slowest = min(map(self.weight_of, gpus), default=_CPU_WEIGHT)
+    def _weight(self, keys: Sequence[str], count: int) -> float:
+        slowest = min((self.weights[key] for key in keys), default=_CPU_WEIGHT)
         return max(round(slowest / count, 3), _LEAST_WEIGHT)
 
     def _shared(self, plan: Plan) -> Plan:
@@ -240,20 +237,17 @@ class _Planner(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(plan, devices=tuple(devices), spanning=spanning)
 
 
-def _single(devices: Sequence[Device], settings: Settings) -> tuple[Sequence[Device], Settings]:
-    """What is left where nothing is to be chosen: one instance, on the first or the first named device."""
+def _single(gpus: Sequence[Device], settings: Settings, served: Sequence[PlannedInstance]) -> Settings:
+    """For one Ollama, where nothing is to be chosen: on the first GPU that is named, else that is free of
+    served models, else on the first."""
     items = settings.gpu_instances[:1]
-    usable = sorted((each for each in devices if not each.mig), key=lambda each: each.index)
-    named = [each for each in usable if items and each.index == items[0].gpu_id]
-    narrowed = {"several_instances": False, "cpu_instance": False, "devices": ()}
+    taken = {key for each in served for key in each.devices}
+    free = [gpu.index for gpu in gpus if gpu.key not in taken] or [gpu.index for gpu in gpus]
+    chosen = items[0].gpu_id if items else next(iter(free), None)
+    others = tuple(DeviceSettings(gpu_id=gpu.index, instances=0) for gpu in gpus if gpu.index != chosen)
+    narrowed = {"several_instances": False, "cpu_instance": False, "devices": others}
     provisioning = settings.provisioning.model_copy(update=narrowed)
-    changed = settings.model_copy(update={"gpu_instances": items, "provisioning": provisioning})
-    return (named or usable if items else usable[:1]), changed
-
-
-def _without(gpu: Device, taken: int) -> Device:
-    memory, free = max(gpu.memory_bytes - taken, 0), max(gpu.free_bytes - taken, 0)
-    return msgspec.structs.replace(gpu, memory_bytes=memory, free_bytes=free)
+    return settings.model_copy(update={"gpu_instances": items, "provisioning": provisioning})
 
 
 def _note(device: PlannedDevice) -> str:

@@ -6,20 +6,17 @@ the start and keep it.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
-
-from balancer.core.device import Device
+from balancer.core.device import CPU, Device
 from balancer.core.plan import PlannedInstance, Runtime
 from balancer.provisioning.runtimes.base import CannotLaunch, Host, expanded
 from balancer.provisioning.runtimes.shares import check_shares, split_over
-from balancer.settings import ServedModelSettings
+from balancer.settings import ServedModelSettings, Settings
 
 _GIB = 2**30
-_CPU = "cpu"
 _PART = re.compile(r"(.*-)00001(-of-[0-9]{5}\.gguf)\Z")
 _UNNAMEABLE = re.compile(r"[^ -.0-~]")
 _NAME_CHARACTERS = 64
@@ -62,20 +59,23 @@ class _Seat:
     memory_bytes: int
 
     @property
-    def taken_bytes(self) -> dict[str, int]:
-        return split_over(self.memory_bytes, self.devices)
+    def taken_bytes(self) -> Mapping[str, int]:
+        """What it takes of each of its devices, by key."""
+        return split_over(self.memory_bytes, self.devices) if self.devices else {CPU: self.memory_bytes}
 
 
 def served_models(host: Host, *, host_memory_bytes: int, ports: Iterator[int]) -> tuple[PlannedInstance, ...]:
     """The instances that the entries of `runtimes.vllm.models` and `runtimes.llama_server.models` ask for, in
     the order in which they are to be started: smallest first, each ready before the next of its device,
-    since vLLM counts as its own what another takes while it measures. Reads file sizes.
+    since vLLM counts as its own what another takes while it measures. Their names are none that the
+    settings give. Reads file sizes; whether a program is there is for the launch to see.
 
     Raises:
-        CannotLaunch: a model or a device is not there, or a device has too little memory.
+        CannotLaunch: a model or a device is not there, or a device or the host has too little memory.
     """
     entries = sorted(_entries(host), key=lambda each: (each.weights_bytes, each.model.name))
-    left = {device.key: device.memory_bytes for device in host.devices}
+    left = {device.key: _usable(device, host.settings) for device in host.devices}
+    left[CPU] = host_memory_bytes
     seats: dict[int, _Seat] = {}
     # Those that name their devices come before those that take what is left, and of these the largest first.
     for index in sorted(range(len(entries)), key=lambda each: (not entries[each].model.devices, -each)):
@@ -83,31 +83,13 @@ def served_models(host: Host, *, host_memory_bytes: int, ports: Iterator[int]) -
         for key, taken in seat.taken_bytes.items():
             left[key] -= taken
         seats[index] = seat
-    names = _Names()
+    names = _Names({each.name for each in host.settings.all_instances})
     instances = tuple(
         _instance(entry, seats[index], name=names.of(entry), port=next(ports))
         for index, entry in enumerate(entries)
     )
     check_shares(instances, host.devices)
     return instances
-
-
-def left_for_ollama(devices: Iterable[Device], instances: Iterable[PlannedInstance]) -> tuple[Device, ...]:
-    """The devices with the memory that these instances leave. For planning alone: shares of a device count
-    of all its memory, so `Host` takes the devices as they are."""
-    known = {device.key: device for device in devices}
-    left = {key: device.memory_bytes for key, device in known.items()}
-    for each in instances:
-        for key, taken in split_over(each.memory_bytes, [known[key] for key in each.devices]).items():
-            left[key] -= taken
-    return tuple(
-        msgspec.structs.replace(
-            device,
-            memory_bytes=left[key],
-            free_bytes=max(device.free_bytes - (device.memory_bytes - left[key]), 0),
-        )
-        for key, device in known.items()
-    )
 
 
 def weights_bytes(path: Path) -> int:
@@ -151,9 +133,16 @@ def _entries(host: Host) -> Iterator[_Entry]:
             yield _Entry(runtime, model, path, weights_bytes(Path(path)))
 
 
+def _usable(device: Device, settings: Settings) -> int:
+    """All of it; what is free where others hold more than the reserve, so that small changes of free memory
+    change no plan."""
+    held = device.memory_bytes - device.free_bytes
+    return device.memory_bytes if held <= settings.provisioning.memory_reserve_bytes else device.free_bytes
+
+
 def _devices(entry: _Entry, devices: Sequence[Device], left: Mapping[str, int]) -> tuple[Device, ...]:
     named = entry.model.devices
-    if _CPU in (name.lower() for name in named):
+    if CPU in (name.lower() for name in named):
         if len(named) > 1 or entry.runtime is Runtime.VLLM:
             raise CannotLaunch(f"model '{entry.model.name}': [cpu] is for llama-server, and stands alone")
         return ()
@@ -178,21 +167,32 @@ def _device(entry: _Entry, name: str, devices: Sequence[Device]) -> Device:
 
 
 def _seat(entry: _Entry, devices: Sequence[Device], left: Mapping[str, int], host_memory_bytes: int) -> _Seat:
-    """Where it runs, with the share asked for, else with what is guessed or at least fits."""
+    """Where it runs, with the share asked for, else with what is guessed or at least fits. Whether the shares
+    of a GPU fit together is seen once all are known."""
     chosen = _devices(entry, devices, left)
-    share = entry.model.memory_share
-    if share is not None:
+    share, room = entry.model.memory_share, _room(chosen, left)
+    if share is None:
+        memory_bytes = min(entry.guess_bytes, round(room * _MOST_OF_ROOM))
+        fits, wanted = memory_bytes >= entry.least_bytes, f"{entry.weights_bytes / _GIB:.1f} GiB of weights"
+    else:
         whole = sum(device.memory_bytes for device in chosen) if chosen else host_memory_bytes
-        return _Seat(chosen, round(share * whole))
-    room = sum(left[device.key] for device in chosen) if chosen else host_memory_bytes
-    memory_bytes = min(entry.guess_bytes, round(room * _MOST_OF_ROOM))
-    if memory_bytes < entry.least_bytes:
+        memory_bytes = round(share * whole)
+        fits, wanted = memory_bytes > 0 and (bool(chosen) or memory_bytes <= room), f"memory_share {share:g}"
+    if not fits:
         places = ", ".join(f"GPU {device.index} ({device.name})" for device in chosen) or "this host"
         raise CannotLaunch(
-            f"model '{entry.model.name}' has {entry.weights_bytes / _GIB:.1f} GiB of weights, and {places} "
-            f"has {max(room, 0) / _GIB:.1f} GiB left for it: name other devices, or fewer models"
+            f"model '{entry.model.name}' has {wanted}, and {places} has {max(room, 0) / _GIB:.1f} GiB left "
+            "for it: name other devices, or fewer models"
         )
     return _Seat(chosen, memory_bytes)
+
+
+def _room(chosen: Sequence[Device], left: Mapping[str, int]) -> int:
+    """What is left of these devices together, the same share of each."""
+    if not chosen:
+        return left[CPU]
+    whole = sum(device.memory_bytes for device in chosen)
+    return min(left[device.key] * whole // max(device.memory_bytes, 1) for device in chosen)
 
 
 def _instance(entry: _Entry, seat: _Seat, *, name: str, port: int) -> PlannedInstance:
@@ -217,8 +217,8 @@ def _instance(entry: _Entry, seat: _Seat, *, name: str, port: int) -> PlannedIns
 class _Names:
     """A name of its own for each instance, readable, and fit for a header and a path."""
 
-    def __init__(self) -> None:
-        self._given: set[str] = set()
+    def __init__(self, taken: Collection[str]) -> None:
+        self._given = set(taken)
 
     def of(self, entry: _Entry) -> str:
         plain = _UNNAMEABLE.sub("-", f"{entry.runtime.value}-{entry.model.name}")

@@ -1,25 +1,45 @@
 """Plans of any machine: what must hold of each, whatever cards, settings and models it is made of."""
 
 from collections import Counter
+from fractions import Fraction
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 from hypothesis import given, reject
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from balancer.core.device import Device
-from balancer.core.plan import Plan, Runtime
+from balancer.core.plan import Plan, PlannedInstance, Runtime
 from balancer.provisioning import contexts
+from balancer.provisioning.addresses import Addresses
 from balancer.provisioning.kv_cache import CacheShape, KnownModel, cache_bytes
 from balancer.provisioning.plan import make_plan
-from balancer.provisioning.served import ServedModel
+from balancer.provisioning.runtimes import CannotLaunch, Host
+from balancer.provisioning.served_models import served_models
 from balancer.settings import Settings, SettingsError
 
 MIB, GIB = 2**20, 2**30
 CARDS = (4096, 8188, 11264, 12288, 15360, 16376, 24564, 32607, 40960, 46068, 49140, 81559, 143771)
 MOST_DEVICES = 16
 ATTACHED = 11501
+WEIGHTS = (1, 300, 2500)
+"""The sizes of the files of weights, in MiB; each is named by its size."""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home folder with a model of each size for each runtime; they take no room on the disk."""
+    folder = tmp_path_factory.mktemp("home")
+    for mib in WEIGHTS:
+        (folder / f"{mib}").mkdir()
+        for path in (folder / f"{mib}.gguf", folder / f"{mib}" / "model.safetensors"):
+            with path.open("wb") as file:
+                file.truncate(mib * MIB)
+    return folder
+
 
 sizes = st.one_of(st.sampled_from(CARDS), st.integers(0, 200_000)).map(lambda mib: mib * MIB)
 
@@ -51,6 +71,27 @@ def places(devices: list[Device]) -> st.SearchStrategy[int]:
     """The index of a GPU, nearly always one that is there."""
     there = [device.index for device in devices if not device.mig]
     return st.sampled_from(there * 20 + [MOST_DEVICES])
+
+
+@st.composite
+def runtimes(draw: st.DrawFn, devices: list[Device]) -> dict[str, Any]:
+    def entries(ending: str, places: list[st.SearchStrategy[Any]]) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": draw(st.sampled_from(["a", "me/b", "gpu0"])),
+                "path": f"~/{draw(st.sampled_from(WEIGHTS))}{ending}",
+                "devices": draw(st.one_of(places)),
+                "memory_share": draw(optional(st.sampled_from([0.1, 0.25, 0.4]))),
+            }
+            for _ in range(draw(st.integers(0, 2)))
+        ]
+
+    anywhere = [st.just([])]
+    on_gpus = [st.lists(places(devices), unique=True, max_size=3)] if devices else anywhere
+    return {
+        "vllm": {"enabled": True, "models": entries("", on_gpus) if devices else []},
+        "llama_server": {"models": entries(".gguf", [*on_gpus, st.just(["cpu"])])},
+    }
 
 
 @st.composite
@@ -89,6 +130,7 @@ def configurations(draw: st.DrawFn, devices: list[Device]) -> Settings:
             "instances": [{"url": f"http://gpu9:{ATTACHED}", "name": draw(st.sampled_from(["gpu0", "cpu"]))}],
             "cache": {"max_memory_percent": draw(st.floats(0, 100))},
             "load_balancing": {"enabled": draw(st.integers(0, 9)) > 0},
+            "runtimes": draw(runtimes(devices)),
         }
     )
 
@@ -113,33 +155,25 @@ models = st.lists(
 )
 
 
-@st.composite
-def served_models(draw: st.DrawFn, devices: list[Device]) -> list[ServedModel]:
-    runtimes = [Runtime.VLLM, Runtime.LLAMA_SERVER] if devices else [Runtime.LLAMA_SERVER]
-    ids = st.lists(places(devices), unique=True, max_size=3).map(tuple) if devices else st.just(())
-    return [
-        ServedModel(
-            name=draw(st.sampled_from(["a", "me/b", "gpu0"])),
-            runtime=draw(st.sampled_from(runtimes)),
-            path="/m",
-            memory_bytes=draw(st.integers(1, 3 * GIB)),
-            gpu_ids=draw(ids),
-        )
-        for _ in range(draw(st.integers(0, 2)))
-    ]
-
-
 class Case(NamedTuple):
     devices: list[Device]
     host: int
     told: Settings
     known: list[KnownModel]
-    served: list[ServedModel]
 
-    def plan(self) -> Plan:
+    def served(self, home: Path) -> tuple[PlannedInstance, ...]:
+        """What vLLM and llama-server serve. Examples that ask for what is not there are no examples."""
+        usable = tuple(device for device in self.devices if not device.mig)
+        own = Host(usable, {"HOME": str(home)}, self.told)
+        try:
+            return served_models(own, host_memory_bytes=self.host, ports=Addresses(self.told).ports())
+        except CannotLaunch:
+            reject()
+
+    def plan(self, served: tuple[PlannedInstance, ...]) -> Plan:
         """Its plan. Examples that ask for what is not there are no examples."""
         try:
-            return make_plan(self.devices, self.host, self.told, models=self.known, served=self.served)
+            return make_plan(self.devices, self.host, self.told, models=self.known, served=served)
         except SettingsError:
             reject()
 
@@ -147,19 +181,21 @@ class Case(NamedTuple):
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     devices = draw(machines())
-    told, served = draw(configurations(devices)), draw(served_models(devices))
-    return Case(devices, draw(st.integers(2**32, 2**42)), told, draw(models), served)
+    return Case(devices, draw(st.integers(2**32, 2**42)), draw(configurations(devices)), draw(models))
 
 
 @examples(max_examples=200, deadline=None)
 @given(case=cases())
-def test_no_device_and_no_host_is_promised_more_than_it_has(case: Case) -> None:
-    plan = case.plan()
+def test_no_device_and_no_host_is_promised_more_than_it_has(home: Path, case: Case) -> None:
+    served = case.served(home)
+    plan = case.plan(served)
 
+    memory = {device.key: device.memory_bytes for device in case.devices}
     promised: Counter[str] = Counter()
     for each in plan.instances:
+        whole = sum(memory[key] for key in each.devices)
         for key in each.devices:
-            promised[key] += -(-each.memory_bytes // len(each.devices))
+            promised[key] += Fraction(each.memory_bytes * memory[key], max(whole, 1))
     assert all(promised[device.key] <= device.memory_bytes for device in case.devices)
     assert not any(device.mig for device in case.devices if device.key in promised)
     on_host = sum(each.memory_bytes for each in plan.instances if not each.devices)
@@ -169,8 +205,9 @@ def test_no_device_and_no_host_is_promised_more_than_it_has(case: Case) -> None:
 
 @examples(max_examples=200, deadline=None)
 @given(case=cases())
-def test_every_instance_has_its_own_name_and_port_and_a_reason(case: Case) -> None:
-    plan = case.plan()
+def test_every_instance_has_its_own_name_and_port_and_a_reason(home: Path, case: Case) -> None:
+    served = case.served(home)
+    plan = case.plan(served)
 
     told, attached = case.told, case.told.instances[0]
     names = [each.name for each in plan.instances] + [attached.name]
@@ -183,19 +220,40 @@ def test_every_instance_has_its_own_name_and_port_and_a_reason(case: Case) -> No
     ollama = [each for each in plan.instances if each.runtime is Runtime.OLLAMA]
     assert sum(each.prunes for each in plan.instances) == bool(ollama)
     assert all(each.slots and each.context_length for each in ollama)
-    assert ollama or case.served
+    assert ollama or served
 
 
 @examples(max_examples=100, deadline=None)
 @given(case=cases())
-def test_the_same_machine_gets_the_same_plan_in_any_order(case: Case) -> None:
-    assert case.plan() == case._replace(devices=case.devices[::-1]).plan()
+def test_the_same_machine_gets_the_same_plan_in_any_order(home: Path, case: Case) -> None:
+    served = case.served(home)
+
+    assert served == case.served(home)
+    assert case.plan(served) == case._replace(devices=case.devices[::-1]).plan(served)
 
 
 @examples(max_examples=200, deadline=None)
 @given(case=cases())
-def test_gpu_instances_are_kept_and_no_other_ollama_is_on_their_gpus(case: Case) -> None:
-    plan = case.plan()
+def test_served_models_are_kept_and_come_before_ollama(home: Path, case: Case) -> None:
+    served = case.served(home)
+    plan = case.plan(served)
+
+    def bare(each: PlannedInstance) -> PlannedInstance:
+        return msgspec.structs.replace(each, weight=1.0, prompt_cache_bytes=0)
+
+    for together in (*(device.instances for device in plan.devices), plan.spanning):
+        alone = [bare(each) for each in together if each.runtime is not Runtime.OLLAMA]
+        assert alone == [bare(each) for each in together[: len(alone)]]
+        assert alone == [each for each in served if each in alone]
+    kept = [each.name for each in plan.instances if each.runtime is not Runtime.OLLAMA]
+    assert sorted(kept) == sorted(each.name for each in served)
+
+
+@examples(max_examples=200, deadline=None)
+@given(case=cases())
+def test_gpu_instances_are_kept_and_no_other_ollama_is_on_their_gpus(home: Path, case: Case) -> None:
+    served = case.served(home)
+    plan = case.plan(served)
 
     items = case.told.gpu_instances if case.told.load_balancing.enabled else case.told.gpu_instances[:1]
     by_port = {each.port: each for each in plan.instances}

@@ -1,5 +1,6 @@
 """`balancer plan`: what it prints, as a table and as JSON, and what it refuses."""
 
+import asyncio
 import json
 import os
 from pathlib import Path
@@ -11,6 +12,7 @@ from balancer.cli import main
 from balancer.commands.plan import as_data, parse_gpus, render
 from balancer.core.device import Device
 from balancer.core.plan import Plan, PlannedDevice, PlannedInstance, Runtime
+from balancer.provisioning.devices import detect
 from balancer.provisioning.plan import make_plan
 from balancer.settings import Settings
 from tests.fakes.gguf_file import gguf, llama, store
@@ -69,6 +71,7 @@ def test_json_has_every_device_and_instance() -> None:
                 "prompt_cache_bytes": 64 * GIB * 3 // 10 // 5,
                 "models": [],
                 "max_concurrent_requests": None,
+                "weight": 1.0,
             }
         ],
     }
@@ -229,3 +232,113 @@ def test_the_type_of_the_kv_cache_is_that_of_the_environment(
     assert context() == 32768
     monkeypatch.setenv("OLLAMA_KV_CACHE_TYPE", "q8_0")
     assert context() == 65536
+
+
+def test_weights_are_the_bandwidths_of_the_gpus_by_their_mean(capsys: pytest.CaptureFixture[str]) -> None:
+    devices = told(capsys, "--gpus", "RTX 4070:12,RTX 3060:12,RTX 4090:24")["devices"]
+
+    mean = (504 + 360 + 1008) / 3
+    assert [each["weight"] for device in devices for each in device["instances"]] == [
+        pytest.approx(504 / mean, abs=0.01),
+        pytest.approx(360 / mean, abs=0.01),
+        *[pytest.approx(1008 / mean / 3, abs=0.01)] * 3,
+    ]
+
+
+def test_without_names_the_gpus_of_this_machine_are_planned_for(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever this machine is: as it was detected, and why where nothing was."""
+    detection = asyncio.run(detect(10))
+
+    data = told(capsys)
+
+    gpus = [(each["index"], each["uuid"]) for each in data["devices"] if each["index"] is not None]
+    assert gpus == sorted((each.index, each.uuid) for each in detection.devices)
+    assert bool(detection.reason) != bool(detection.devices)
+    reasons = [detection.reason] if detection.reason else []
+    assert data["notes"][: len(reasons) + len(detection.notes)] == [*reasons, *detection.notes]
+
+
+def weights(path: Path, size: int) -> Path:
+    """A file of weights; it takes no room on the disk."""
+    path.parent.mkdir(exist_ok=True)
+    with path.open("wb") as file:
+        file.truncate(size)
+    return path
+
+
+SERVED = """
+gpu_instances: [{gpu_id: 1, port: 11501, name: llama-server-small}]
+runtimes:
+  vllm:
+    enabled: true
+    models:
+      - {name: both, path: ~/both, devices: [0, 1], memory_share: 0.25}
+      - {name: large, path: ~/large}
+  llama_server:
+    models: [{name: small, path: ~/small.gguf, devices: [cpu]}]
+"""
+
+
+def test_served_models_are_planned_and_their_programs_are_not_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights(tmp_path / "both" / "a.safetensors", GIB)
+    weights(tmp_path / "large" / "a.safetensors", 2 * GIB)
+    weights(tmp_path / "small.gguf", 1)
+    (tmp_path / "a.yaml").write_text(SERVED)
+    monkeypatch.setenv("PATH", "")
+
+    data = told(capsys, "--gpus", "a:24,b:12", "--config", "a.yaml")
+
+    found = [[(each["name"], each["port"]) for each in device["instances"]] for device in data["devices"]]
+    assert found == [
+        [("vllm-large", 11503), ("gpu0", 11504)],
+        [("llama-server-small", 11501)],
+        [("llama-server-small-2", 11500)],
+    ]
+    assert [(each["name"], each["port"], each["devices"]) for each in data["spanning"]] == [
+        ("vllm-both", 11502, ["0", "1"])
+    ]
+    assert [each["memory_bytes"] for each in data["devices"][0]["instances"]] == [
+        5 * GIB,
+        (24 - 6 - 5 - 2) * GIB,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("model", "told_of"),
+    [
+        ("{name: large, path: /nowhere/a.gguf}", "/nowhere/a.gguf cannot be read: No such file or directory"),
+        (
+            "{name: large, path: ~/large.gguf}",
+            "model 'large' has 20.0 GiB of weights, and GPU 0 (a) has 8.0 GiB left for it: name other "
+            "devices, or fewer models",
+        ),
+        (
+            "{name: large, path: ~/large.gguf, devices: [3]}",
+            "model 'large' is to run on GPU '3'; the GPUs here are 0 (a)",
+        ),
+    ],
+)
+def test_a_served_model_that_cannot_be_planned_exits_2(
+    model: str, told_of: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights(tmp_path / "large.gguf", 20 * GIB)
+    (tmp_path / "a.yaml").write_text(f"runtimes: {{llama_server: {{models: [{model}]}}}}")
+
+    assert run("--gpus", "a:8", "--config", "a.yaml") == 2
+
+    captured = capsys.readouterr()
+    assert captured.err == told_of + "\n"
+    assert captured.out == ""
+
+
+def test_too_few_ports_for_served_models_exit_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights(tmp_path / "a.gguf", GIB)
+    entry = "{name: a, path: ~/a.gguf}"
+    (tmp_path / "a.yaml").write_text(
+        f"provisioning: {{first_port: 65535}}\nruntimes: {{llama_server: {{models: [{entry}, {entry}]}}}}"
+    )
+
+    assert run("--gpus", "a:8", "--config", "a.yaml") == 2
+    assert "provisioning.first_port: no port is left" in capsys.readouterr().err

@@ -8,7 +8,6 @@ from balancer.core.device import Device
 from balancer.core.plan import Plan, PlannedInstance, Runtime
 from balancer.provisioning.kv_cache import CacheShape, KnownModel
 from balancer.provisioning.plan import make_plan
-from balancer.provisioning.served import ServedModel
 from balancer.provisioning.tiers import tier_of
 from balancer.settings import Settings, SettingsError
 
@@ -28,6 +27,23 @@ def settings(provisioning: dict[str, Any] | None = None, **others: Any) -> Setti
 
 def plan(*gpus: Device, host: int = HOST, told: Settings | None = None, **others: Any) -> Plan:
     return make_plan(gpus, host, told or Settings(), **others)
+
+
+def serving(
+    name: str, *keys: str, gib: float, port: int = 9000, runtime: Runtime = Runtime.VLLM, **more: Any
+) -> PlannedInstance:
+    """One of vLLM or llama-server that has its place already."""
+    return PlannedInstance(
+        name=name,
+        port=port,
+        runtime=runtime,
+        devices=keys,
+        memory_bytes=int(gib * GIB),
+        reason="a test",
+        models=(name,),
+        model_path=f"/models/{name}",
+        **more,
+    )
 
 
 def counts(planned: Plan) -> list[int]:
@@ -208,11 +224,12 @@ def test_with_every_gpu_left_alone_the_cpu_serves() -> None:
     assert "GPU 0 (card 0) has no Ollama" in planned.notes[0]
 
 
-def test_a_gpu_split_by_mig_is_left_alone_and_told() -> None:
+def test_a_gpu_split_by_mig_is_left_out() -> None:
     planned = plan(gpu(0, 40960, mig=True), gpu(1, 8188))
 
     assert names(planned) == ["gpu1"]
-    assert planned.notes == ("GPU 0 (card 0) is split by MIG and left alone",)
+    assert [each.name for each in planned.devices] == ["card 1"]
+    assert planned.notes == ()
 
 
 def test_several_gpus_share_an_instance_that_reserves_nothing() -> None:
@@ -239,9 +256,22 @@ def test_gpus_that_settings_speak_of_are_not_shared(told: dict[str, Any]) -> Non
 def test_without_load_balancing_there_is_one_instance() -> None:
     told = settings({"cpu_instance": True, "instances_per_device": 4}, load_balancing={"enabled": False})
 
-    (only,) = plan(gpu(0, 8188, mig=True), gpu(1, 24576), gpu(2, 24576), told=told).instances
+    planned = plan(gpu(0, 8188, mig=True), gpu(1, 24576), gpu(2, 24576), told=told)
 
+    (only,) = planned.instances
     assert (only.name, only.devices, only.memory_bytes) == ("gpu1", ("1",), 22 * GIB)
+    assert [note.partition(":")[0] for note in planned.notes] == ["GPU 2 (card 2) has no Ollama"]
+
+
+@pytest.mark.parametrize(("taken", "chosen"), [(["0"], "gpu1"), (["1"], "gpu0"), (["0", "1"], "gpu0")])
+def test_without_load_balancing_the_one_ollama_goes_where_no_other_is(taken: list[str], chosen: str) -> None:
+    told = settings(load_balancing={"enabled": False})
+    served = [serving(f"v{key}", key, gib=4, port=9000 + int(key)) for key in taken]
+
+    planned = plan(gpu(0, 24576), gpu(1, 24576), told=told, served=served)
+
+    assert [each.name for each in planned.instances if each.runtime is Runtime.OLLAMA] == [chosen]
+    assert {each.name for each in served} < set(names(planned))
 
 
 def test_without_load_balancing_the_first_of_gpu_instances_stays() -> None:
@@ -437,117 +467,132 @@ def test_instances_on_one_device_divide_its_weight() -> None:
         gpu(0, 16376),
         gpu(1, 8188),
         told=settings({"cpu_instance": True}),
-        weight_of=lambda device: 4 - device.index,
+        weight_of=lambda device: 0.5 - device.index / 5,
+        served=[
+            serving("v", "0", gib=0.1),
+            serving("both", "0", "1", gib=0.1, port=9001),
+            serving("l", gib=1, port=9002, runtime=Runtime.LLAMA_SERVER),
+        ],
     )
 
     assert {each.name: each.weight for each in planned.instances} == {
-        "gpu0-1": 2.0,
-        "gpu0-2": 2.0,
-        "gpu1": 3.0,
+        "v": 1.25,
+        "gpu0-1": 0.625,
+        "gpu0-2": 0.625,
+        "gpu1": 0.75,
+        "l": 0.1,
         "cpu": 0.1,
-        "gpus": 3.0,
+        "both": 0.75,
+        "gpus": 0.75,
     }
 
 
-def test_one_instance_tidies_the_store() -> None:
-    vllm = ServedModel(name="v", runtime=Runtime.VLLM, path="/v", memory_bytes=GIB)
+def test_gpus_that_are_equal_weigh_1_whatever_they_are() -> None:
+    for weight in (0.2, 1.0, 4.8):
+        planned = plan(gpu(0, 8188), gpu(1, 8188), weight_of=lambda _, weight=weight: weight)
+        assert [each.weight for each in planned.instances] == [1.0, 1.0, 1.0]
 
-    planned = plan(gpu(0, 24564), gpu(1, 24564), served=[vllm])
+
+def test_one_instance_tidies_the_store() -> None:
+    planned = plan(gpu(0, 24564), gpu(1, 24564), served=[serving("v", "0", gib=1)])
 
     assert [each.name for each in planned.instances if each.prunes] == ["gpu0-1"]
     assert planned.instances[0].name == "v"
 
 
-def test_a_served_model_goes_where_room_is_and_ollama_gets_the_rest() -> None:
-    served = ServedModel(
-        name="me/v",
-        runtime=Runtime.VLLM,
-        path="/models/v",
-        memory_bytes=12 * GIB,
-        slots=8,
-        context_length=8192,
-    )
+def test_a_served_model_stays_as_it_is_and_ollama_gets_the_rest() -> None:
+    served = serving("v", "1", gib=12, slots=8, context_length=8192)
 
     planned = plan(gpu(0, 8188), gpu(1, 24576), served=[served])
 
-    own = by_name(planned, "me-v")
-    assert (own.devices, own.memory_bytes, own.model_path, own.models) == (
-        ("1",),
-        12 * GIB,
-        "/models/v",
-        ("me/v",),
-    )
-    assert (own.slots, own.context_length, own.prompt_cache_bytes) == (8, 8192, 0)
+    assert by_name(planned, "v") == served
+    assert [each.name for each in planned.devices[1].instances] == ["v", "gpu1"]
     assert by_name(planned, "gpu1").memory_bytes == 10 * GIB
 
 
-def test_a_served_model_on_several_gpus_takes_a_part_of_each() -> None:
-    served = ServedModel(name="v", runtime=Runtime.VLLM, path="/v", memory_bytes=24 * GIB, gpu_ids=(0, 1))
+def test_served_models_are_planned_first_in_their_order() -> None:
+    served = [serving(name, "0", gib=1, port=9000 + at) for at, name in enumerate("cab")]
 
-    planned = plan(gpu(0, 24576), gpu(1, 24576), served=[served])
+    planned = plan(gpu(0, 12288), served=served)
+
+    assert [(each.name, each.memory_bytes) for each in planned.instances] == [
+        *[(name, GIB) for name in "cab"],
+        ("gpu0", 7 * GIB),
+    ]
+
+
+def test_a_served_model_on_several_gpus_takes_the_same_share_of_each() -> None:
+    planned = plan(gpu(0, 24576), gpu(1, 8192), served=[serving("v", "0", "1", gib=16)])
 
     assert [(each.name, each.memory_bytes, each.devices) for each in planned.instances] == [
         ("gpu0", 10 * GIB, ("0",)),
-        ("gpu1", 10 * GIB, ("1",)),
-        ("v", 24 * GIB, ("0", "1")),
+        ("gpu1", 2 * GIB, ("1",)),
+        ("v", 16 * GIB, ("0", "1")),
         ("gpus", 0, ("0", "1")),
     ]
 
 
 def test_a_gpu_that_a_served_model_fills_gets_no_ollama() -> None:
-    served = ServedModel(name="v", runtime=Runtime.VLLM, path="/v", memory_bytes=int(23.5 * GIB))
-
-    planned = plan(gpu(0, 24576), served=[served])
+    planned = plan(gpu(0, 24576), served=[serving("v", "0", gib=23.5)])
 
     assert names(planned) == ["v"]
     assert "has no Ollama" in planned.notes[0]
 
 
-def test_a_served_model_keeps_its_port_and_its_name_is_made_unique() -> None:
-    served = [
-        ServedModel(name="gpu0", runtime=Runtime.LLAMA_SERVER, path="/a", memory_bytes=GIB, port=11500),
-        ServedModel(name="cpu", runtime=Runtime.LLAMA_SERVER, path="/b", memory_bytes=2 * GIB),
-    ]
+def test_names_and_ports_of_served_models_are_passed_over() -> None:
+    served = [serving("gpu0", "0", gib=1, port=11500), serving("gpu0-2", "0", gib=2, port=11502)]
 
-    planned = plan(gpu(0, 12288), served=served)
+    planned = plan(gpu(0, 8188), gpu(1, 8188), served=served)
 
-    assert [(each.name, each.port) for each in planned.instances] == [
-        ("gpu0", 11500),
-        ("cpu", 11501),
-        ("gpu0-2", 11502),
-    ]
+    assert {each.name: each.port for each in planned.instances} == {
+        "gpu0": 11500,
+        "gpu0-2": 11502,
+        "gpu0-3": 11501,
+        "gpu1": 11503,
+        "gpus": 11504,
+    }
 
 
-def test_without_gpu_llama_server_takes_of_the_hosts_memory() -> None:
-    served = ServedModel(name="l", runtime=Runtime.LLAMA_SERVER, path="/l", memory_bytes=40 * GIB)
+def test_served_models_on_the_cpu_take_of_the_hosts_memory() -> None:
+    served = serving("l", gib=40, runtime=Runtime.LLAMA_SERVER)
 
     planned = plan(served=[served], told=settings(cache={"max_memory_percent": 100}))
 
-    assert [(each.name, each.memory_bytes) for each in planned.instances] == [
+    assert [(each.name, each.memory_bytes) for each in planned.devices[0].instances] == [
         ("l", 40 * GIB),
         ("cpu", 24 * GIB),
     ]
     assert [each.prompt_cache_bytes for each in planned.instances] == [0, 0]
 
 
-@pytest.mark.parametrize(
-    ("changes", "gpus", "told"),
-    [
-        ({"memory_bytes": 30 * GIB}, 2, "runtimes: v: it needs 30.0 GiB, and 24.0 GiB are left"),
-        ({"memory_bytes": 50 * GIB, "gpu_ids": (0, 1)}, 2, "it needs 50.0 GiB, and 48.0 GiB are left"),
-        ({"gpu_ids": (0, 5)}, 2, "there is no GPU 5, there are GPU 0, GPU 1"),
-        ({"gpu_ids": (0,)}, 0, "there is no GPU 0, there are none at all"),
-        ({}, 0, "vLLM needs a GPU, a machine with one"),
-        ({"runtime": Runtime.LLAMA_SERVER, "memory_bytes": 65 * GIB}, 0, "and 64.0 GiB are left"),
-    ],
-)
-def test_a_served_model_without_a_place_is_told(changes: dict[str, Any], gpus: int, told: str) -> None:
-    facts = {"name": "v", "runtime": Runtime.VLLM, "path": "/v", "memory_bytes": GIB}
-    model = ServedModel(**{**facts, **changes})
+def test_prompt_caches_are_of_those_that_keep_one_in_the_hosts_memory() -> None:
+    served = [
+        serving("v", "0", gib=1),
+        serving("l", "0", gib=1, port=9001, runtime=Runtime.LLAMA_SERVER),
+    ]
 
-    (fault,) = faults(*(gpu(index, 24576) for index in range(gpus)), told=Settings(), served=[model])
+    planned = plan(gpu(0, 8188), served=served, host=100 * GIB)
 
-    assert told in fault
+    assert [each.prompt_cache_bytes for each in planned.instances] == [0, 15 * GIB, 15 * GIB]
+
+
+def test_gpu_instances_are_held_to_what_served_models_leave() -> None:
+    item = {"gpu_id": 0, "port": 1, "name": "a", "memory_limit": "5GiB"}
+    told = settings(gpu_instances=[item])
+
+    assert faults(gpu(0, 8192), told=told, served=[serving("v", "0", gib=4)]) == [
+        "this machine: gpu_instances: 'a' want 5.0 GiB of GPU 0 (card 0), where 4.0 GiB are to be had, "
+        "limits that fit together"
+    ]
+    assert names(plan(gpu(0, 8192), told=told, served=[serving("v", "0", gib=3)])) == ["v", "a"]
+
+
+def test_a_port_of_gpu_instances_that_a_served_model_has_is_told() -> None:
+    told = settings(gpu_instances=[{"gpu_id": 0, "port": 9000, "name": "a"}])
+
+    assert faults(gpu(0, 8192), told=told, served=[serving("v", "0", gib=3)]) == [
+        "this machine: port: 'a' and 'v' both want 9000, a port each"
+    ]
 
 
 def test_a_model_of_which_only_the_size_is_known_is_taken_for_one_like_it() -> None:
@@ -559,21 +604,3 @@ def test_a_model_of_which_only_the_size_is_known_is_taken_for_one_like_it() -> N
 
     assert context("small") == 131072
     assert context("large") == 16384
-
-
-def test_served_models_leave_less_for_the_next() -> None:
-    def model(name: str, size: int) -> ServedModel:
-        return ServedModel(name=name, runtime=Runtime.LLAMA_SERVER, path="/m", memory_bytes=size * GIB)
-
-    small, large = model("small", 14), model("large", 15)
-    spread = plan(gpu(0, 24576), gpu(1, 24576), served=[large, small])
-    told = "this machine: runtimes: large: it needs 15.0 GiB, and 10.0 GiB are left, fewer or smaller models"
-
-    assert [(each.name, each.devices) for each in spread.instances if each.model_path] == [
-        ("small", ("0",)),
-        ("large", ("1",)),
-    ]
-    assert faults(gpu(0, 24576), told=Settings(), served=[large, small]) == [told]
-    assert faults(told=Settings(), served=[model("a", 40), model("b", 41)]) == [
-        "this machine: runtimes: b: it needs 41.0 GiB, and 24.0 GiB are left, fewer or smaller models"
-    ]

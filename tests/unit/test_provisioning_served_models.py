@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from runtime_hosts import GIB, MIB, UUIDS, device, host
 
 from balancer.core.device import Device
 from balancer.core.plan import PlannedInstance, Runtime
 from balancer.provisioning.runtimes import CannotLaunch, Host, launches
-from balancer.provisioning.served_models import left_for_ollama, served_models, weights_bytes
+from balancer.provisioning.runtimes.shares import left_for_ollama
+from balancer.provisioning.served_models import served_models, weights_bytes
 from balancer.settings import Settings
 
 
@@ -46,12 +48,13 @@ def planned(
     vllm: Sequence[Mapping[str, object]] = (),
     llama_server: Sequence[Mapping[str, object]] = (),
     enabled: bool = True,
+    **settings: object,
 ) -> tuple[PlannedInstance, ...]:
     runtimes = {
         "vllm": {"enabled": enabled, "models": list(vllm)},
         "llama_server": {"models": list(llama_server)},
     }
-    own = host(folder, *devices, runtimes=runtimes)
+    own = host(folder, *devices, runtimes=runtimes, **settings)
     return served_models(own, host_memory_bytes=64 * GIB, ports=count(11500))
 
 
@@ -139,6 +142,39 @@ def test_a_model_over_several_gpus_takes_a_share_of_each(tmp_path: Path) -> None
     assert found.memory_bytes == 24 * GIB
 
 
+def test_what_is_left_over_several_gpus_is_the_same_share_of_each(tmp_path: Path) -> None:
+    first = model("a", folder_of(tmp_path, "a", 12 * 1024), devices=[0], memory_share=0.75)
+
+    both = model("b", folder_of(tmp_path, "b", 7 * 1024), devices=[0, 1])
+    found, _ = planned(tmp_path, device(0, gib=24), device(1, gib=24), vllm=[first, both])
+    assert round(12 * GIB * 0.95) == found.memory_bytes
+
+    both = model("c", folder_of(tmp_path, "c", 11 * 1024), devices=[0, 1])
+    with pytest.raises(CannotLaunch, match=r"GPU 0 \(card 0\), GPU 1 \(card 1\) has 12\.0 GiB left"):
+        planned(tmp_path, device(0, gib=24), device(1, gib=24), vllm=[first, both])
+
+
+def test_what_others_hold_beyond_the_reserve_is_not_counted_on(tmp_path: Path) -> None:
+    models = [model("a", folder_of(tmp_path, "a", 4096))]
+
+    def free(gib: int) -> list[Device]:
+        return [replace(device(0, gib=24), free_bytes=gib * GIB), device(1, gib=23)]
+
+    (beside_little,) = planned(tmp_path, *free(22), vllm=models)
+    (elsewhere,) = planned(tmp_path, *free(21), vllm=models)
+    (tight,) = planned(tmp_path, free(8)[0], vllm=models)
+
+    assert (beside_little.devices, elsewhere.devices) == ((UUIDS[0],), (UUIDS[1],))
+    assert round(8 * GIB * 0.95) == tight.memory_bytes
+
+
+def test_a_gpu_without_memory_is_refused_whatever_the_share(tmp_path: Path) -> None:
+    models = [model("a", folder_of(tmp_path, "a", 1), memory_share=0.5)]
+
+    with pytest.raises(CannotLaunch, match=r"memory_share 0\.5, and GPU 0 \(card 0\) has 0\.0 GiB left"):
+        planned(tmp_path, device(gib=0), vllm=models)
+
+
 def test_without_the_switch_vllm_serves_nothing(tmp_path: Path) -> None:
     assert planned(tmp_path, device(), vllm=[model("a", "/nowhere")], enabled=False) == ()
 
@@ -151,6 +187,25 @@ def test_llama_server_goes_to_the_cpu_where_asked_or_where_there_is_nothing_else
 
     assert (asked.devices, alone.devices) == ((), ())
     assert round(1.2 * GIB) + GIB == asked.memory_bytes
+
+
+@pytest.mark.parametrize(
+    ("share", "problem"),
+    [
+        (None, r"model 'a' has 30\.0 GiB of weights, and this host has 27\.0 GiB left"),
+        (0.6, r"model 'a' has memory_share 0\.6, and this host has 25\.6 GiB left"),
+    ],
+)
+def test_models_on_the_cpu_together_take_no_more_than_the_host_has(
+    tmp_path: Path, share: float | None, problem: str
+) -> None:
+    models = [
+        model(name, gguf(tmp_path, name, 30 * 1024), memory_share=share, devices=["cpu"]) for name in "ab"
+    ]
+
+    assert len(planned(tmp_path, llama_server=models[:1])) == 1
+    with pytest.raises(CannotLaunch, match=problem):
+        planned(tmp_path, llama_server=models)
 
 
 @pytest.mark.parametrize(
@@ -186,6 +241,19 @@ def test_two_instances_of_one_name_are_told_apart(tmp_path: Path) -> None:
     assert names[:2] == ["llama-server-hf.co-a", "llama-server-hf.co-a-2"]
     assert len(set(names)) == 4
     assert all(len(name) <= 64 for name in names)
+
+
+def test_names_of_the_configuration_are_passed_over(tmp_path: Path) -> None:
+    path = gguf(tmp_path, "a.gguf", 10)
+
+    (found,) = planned(
+        tmp_path,
+        llama_server=[model("a", path)],
+        instances=[{"url": "http://gpu9:1", "name": "llama-server-a"}],
+        gpu_instances=[{"gpu_id": 0, "port": 2, "name": "llama-server-a-2"}],
+    )
+
+    assert found.name == "llama-server-a-3"
 
 
 def test_all_parts_of_a_gguf_count(tmp_path: Path) -> None:

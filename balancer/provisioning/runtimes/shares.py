@@ -1,7 +1,9 @@
 """Shares of a device's memory: what a process is told that it may take, and that all of one device come to
 less than the whole."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+import msgspec
 
 from balancer.core.device import Device
 from balancer.core.plan import PlannedInstance, Runtime
@@ -14,9 +16,28 @@ def share_of(instance: PlannedInstance, devices: Sequence[Device]) -> float:
 
 
 def split_over(memory_bytes: int, devices: Sequence[Device]) -> dict[str, int]:
-    """What an instance with this much memory takes of each of its devices, by key: the same share of each."""
+    """What an instance with this much memory takes of each of its devices, by key: the same share of each,
+    rounded up."""
     whole = sum(device.memory_bytes for device in devices)
-    return {device.key: memory_bytes * device.memory_bytes // whole for device in devices}
+    return {device.key: -(-memory_bytes * device.memory_bytes // whole) for device in devices}
+
+
+def left_for_ollama(devices: Iterable[Device], instances: Iterable[PlannedInstance]) -> tuple[Device, ...]:
+    """The devices with the memory that these instances leave. For planning alone: shares of a device count
+    of all its memory, so `Host` takes the devices as they are."""
+    known = {device.key: device for device in devices}
+    left = {key: device.memory_bytes for key, device in known.items()}
+    for each in instances:
+        for key, taken in split_over(each.memory_bytes, [known[key] for key in each.devices]).items():
+            left[key] -= taken
+    return tuple(
+        msgspec.structs.replace(
+            device,
+            memory_bytes=left[key],
+            free_bytes=max(device.free_bytes - (device.memory_bytes - left[key]), 0),
+        )
+        for key, device in known.items()
+    )
 
 
 def check_shares(instances: Sequence[PlannedInstance], devices: Sequence[Device]) -> None:
