@@ -52,6 +52,7 @@ def serving(tmp_path: Path, **settings: Any) -> Iterator[BalancerProcess]:
     with balancer_process(tmp_path, "serve", "--config", str(config)) as started:
         wait_for(lambda: ready(started) == len(started.instances()), about="instances that are up")
         yield started
+        started.child.end()
 
 
 def ready(started: BalancerProcess) -> int:
@@ -166,6 +167,7 @@ def test_gpu_instances_name_what_is_started_and_a_gpu_that_is_missing(
         told = rows(started)
         assert told["own"]["url"] == f"http://127.0.0.1:{port}"
         assert told["own"]["managed"]["pid"]
+        assert started.child.end() == 0
 
     config.write_text(f"gpu_instances: [{{gpu_id: 7, port: {port}}}]\n")
     done = balancer("serve", "--config", str(config), "--listen", "127.0.0.1:0")
