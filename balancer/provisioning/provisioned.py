@@ -24,13 +24,14 @@ class Provisioned(msgspec.Struct, frozen=True, kw_only=True):
 
     def capacities(self, reserve_bytes: int) -> dict[str, int]:
         """What the device ledger may promise of each device, by key, bytes: its memory without the reserve,
-        half of it at least, and without what runtimes of one model take at their start and keep."""
+        half of it at least, and without what runtimes of one model take at their start and keep; of the host
+        what the plan gave to instances on the CPU."""
         room = {
-            device.gpu.key if device.gpu else CPU: max(
-                device.memory_bytes - (reserve_bytes if device.gpu else 0), device.memory_bytes // 2
-            )
+            device.gpu.key: max(device.memory_bytes - reserve_bytes, device.memory_bytes // 2)
             for device in self.plan.devices
+            if device.gpu
         }
+        room[CPU] = sum(each.memory_bytes for each in self.managed if not each.devices)
         known = {device.key: device for device in self.devices}
         for each in self.managed:
             if each.runtime is not Runtime.OLLAMA:

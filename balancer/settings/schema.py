@@ -55,7 +55,6 @@ PENDING: Mapping[str, str] = MappingProxyType(
         "drop_dir": "the drop folder",
         "model_pool": "replicas of models",
         "placement": "model placement",
-        "provision": "provisioning",
     }
 )
 
@@ -194,7 +193,9 @@ class Settings(Group):
         default=(), description="Instances by GPU of this machine. They add to those of instances."
     )
     provision: Annotated[Provision, BeforeValidator(lower)] = Field(
-        default=Provision.AUTO, description="Whether instances are started for the devices found."
+        default=Provision.AUTO,
+        description="Whether instances are started: for the devices found where none is named in instances, "
+        "and for gpu_instances at whose port nobody answers.",
     )
     allow_anonymous: bool = Field(
         default=False, description="Whether listen may be reachable from other machines without keys."
