@@ -1,10 +1,11 @@
 """Room for loads: what a load needs of a device is promised before it begins, and models of siblings that
 serve nobody make way for it.
 
-Ollama makes room among its own runners, but sees nothing of other processes on the same device. So where
-the device ledger has not enough left, models that are idle in siblings are unloaded there, those idle for
-longest first. Where siblings are busy the load waits. One that is larger than its devices begins all the
-same when it has them for itself: Ollama then puts a part of it on the CPU.
+Ollama makes room among its own runners, but sees nothing of other processes on the same device, and so
+takes memory for free that is not. So where siblings share a device and the device ledger has not enough
+left, models that are idle there, in siblings or beside it, are unloaded, those idle for longest first.
+Where siblings are busy the load waits. One that is larger than its devices begins all the same when it has
+them for itself: Ollama then puts a part of it on the CPU.
 """
 
 from collections.abc import Callable
@@ -62,7 +63,7 @@ class Room:
             promise = self._ledger.promise(instance.id, need, holdings)
             if promise is not None:
                 return promise
-            idle = self._idle_longest(instance)
+            idle = self._idle_longest(instance, variant.model)
             if idle is not None:
                 await self._unload(*idle)
                 continue
@@ -110,15 +111,17 @@ class Room:
             if self._ledger.share(each.id) is not None
         ]
 
-    def _idle_longest(self, instance: Instance) -> tuple[Instance, ModelName] | None:
-        """Of models that serve nobody in its siblings, the one that has not answered for longest."""
+    def _idle_longest(self, instance: Instance, wanted: ModelName) -> tuple[Instance, ModelName] | None:
+        """Of models that serve nobody in its siblings, or beside it where it has any, the one that has not
+        answered for longest."""
         siblings = self._ledger.siblings(instance.id)
         idle = [
             (each, model)
             for each in self._fleet.usable()
-            if each.id in siblings and each.loading is None and each.inventory is not None
+            if each.inventory is not None
+            and ((each.id in siblings and each.loading is None) or (siblings and each is instance))
             for model in each.inventory.runners
-            if not each.running_of(model)
+            if not each.running_of(model) and not (each is instance and model == wanted)
         ]
         return min(idle, key=lambda pair: pair[0].answered_at(pair[1]), default=None)
 

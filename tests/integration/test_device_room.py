@@ -183,3 +183,21 @@ async def test_whoever_was_not_planned_is_never_unloaded() -> None:
     async with siblings(seen) as (_, running):
         assert (await ask(running, "n")).status == 200
         assert seen == ["load n"]
+
+
+async def test_an_idle_model_beside_it_makes_way_before_a_sibling_that_answered_later() -> None:
+    """Ollama itself would not see that there is no room for it."""
+    seen: list[str] = []
+    one, two = Sized("m", seen, gib=4, loaded=True), Sized("n", seen, gib=4)
+    async with one.running(), two.running(), balancing(one, two) as running:
+        plan(running, gib=12)
+        beside = {"name": "o", "model": "o", "digest": "o", "size": 4 * GIB, "size_vram": 4 * GIB}
+        two.lies["/api/ps"] = json.dumps({"models": [beside]}).encode()
+        await running.balancer.prober.read(running.balancer.fleet.get(InstanceId("b")), 5.0)
+        assert (await ask(running, "m")).status == 200
+
+        assert (await ask(running, "n")).status == 200
+
+        unloaded = [each["model"] for each in running.logged("unloaded_for_room")]
+        assert unloaded == ["o:latest"]
+        assert seen == ["unload n", "load n"]
