@@ -15,6 +15,7 @@ import httpx
 import ollama
 import pytest
 from harness import CHAT, BalancerProcess, balancer, balancer_process, wait_for
+from real_ollama import BINARY, CAST, fill, needs_ollama
 
 from tests.fakes.gpu_machine import GIB, GpuMachine, gpu
 
@@ -75,9 +76,9 @@ def alive(pid: int) -> bool:
         return False
 
 
-def ask(started: BalancerProcess) -> str:
+def ask(started: BalancerProcess, model: str = CHAT) -> str:
     with ollama.Client(host=started.url, trust_env=False) as client:
-        return str(client.generate(CHAT, "hello").response)
+        return str(client.generate(model, "hello").response)
 
 
 def test_instances_of_two_gpus_and_one_over_both_are_started_and_serve(
@@ -175,3 +176,40 @@ def test_gpu_instances_name_what_is_started_and_a_gpu_that_is_missing(
     assert "there is no GPU 7" in done.stderr
     assert "RTX 3060 Ti" in done.stderr
     assert balancer("check", str(config)).returncode == 0
+
+
+@pytest.mark.ollama
+@needs_ollama[1]
+@needs_ollama[2]
+def test_three_real_ollamas_share_a_gpu_that_is_made_up(
+    machine: GpuMachine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They find no GPU and run on the CPU, which is told: a model that is silently there is degraded."""
+    machine.has(gpu(0, used=0))
+    monkeypatch.setenv("PATH", f"{Path(BINARY).parent}{os.pathsep}{os.environ['PATH']}")
+    with serving(tmp_path) as started:
+        assert set(rows(started)) == {"gpu0-1", "gpu0-2", "gpu0-3"}
+        assert len({each["store"] for each in rows(started).values()}) == 1
+        fill(started.url, CAST.chat)
+        assert ask(started, CAST.chat)
+
+        wait_for(lambda: min(each["health"] for each in rows(started).values()) < 0.1, about="one degraded")
+        (victim,) = (name for name, each in rows(started).items() if each["runners"])
+        server = pids(started)[victim]
+        (runner,) = children(server)
+        os.kill(server, signal.SIGKILL)
+        wait_for(lambda: not alive(runner), about="its llama-server is gone too")
+        wait_for(lambda: pids(started)[victim] not in {None, server}, about="another process")
+        wait_for(lambda: ready(started) == 3, about="all up again")
+        assert ask(started, CAST.chat)
+
+        left = [*pids(started).values(), *(each for pid in pids(started).values() for each in children(pid))]
+        assert started.child.end() == 0
+    wait_for(lambda: not any(map(alive, left)), about="servers and runners are gone")
+
+
+def children(parent: int) -> list[int]:
+    """The runners of a server; those that it asks about devices end by themselves."""
+    tasks = Path(f"/proc/{parent}/task").glob("*/children")
+    found = [int(each) for task in tasks for each in task.read_text().split()]
+    return [each for each in found if "--model" in Path(f"/proc/{each}/cmdline").read_text().split("\0")]
