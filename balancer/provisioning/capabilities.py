@@ -1,8 +1,8 @@
-"""What is known of GPUs by their names: memory, bandwidth, compute capability, and the weight that an
-instance starts with.
+"""What is known of GPUs by their names: memory, bandwidth, compute capability, and how they weigh against one
+another.
 
 Decoding reads all weights of a model for each token, so its rate is bound by the memory's bandwidth: the
-initial weight of an instance is its device's bandwidth in TB/s. A name that is not in the table falls
+weight of a GPU is its bandwidth in TB/s. A name that is not in the table falls
 back to the median of its compute capability, and that to 1.0.
 """
 
@@ -74,8 +74,8 @@ def capability_of(name: str, memory_bytes: int | None = None) -> Capability | No
 
 
 def weight_of(device: Device) -> float:
-    """The weight that an instance on the device starts with, its bandwidth in TB/s; 1.0 where nothing is
-    known of it. Never below 0.01."""
+    """The weight of a GPU against others, its bandwidth in TB/s; 1.0 where nothing is known of it. Never
+    below 0.01. A plan makes of it the weights of instances."""
     row = capability_of(device.name, device.memory_bytes)
     bandwidth = row.bandwidth_gb_per_second if row else _typical().get(device.compute_capability)
     return 1.0 if bandwidth is None else max(0.01, round(bandwidth / 1000, 2))
