@@ -31,14 +31,15 @@ _LOOK_SECONDS = 0.1
 class SupervisorPolicy:
     """`starts` may be under way at once in all. An instance has `term_seconds` from TERM to KILL, and its
     requests `drain_seconds` before that where an operator restarts it. It hangs where `probes` in a row
-    go unanswered, each for `probe_seconds`. Where a balancer has gone, what it has started waits for
-    another `adopt_grace_seconds`."""
+    go unanswered, each for `probe_seconds`; its first work may take `warm_up_seconds`. Where a balancer
+    has gone, what it has started waits for another `adopt_grace_seconds`."""
 
     adopt_grace_seconds: float = 15.0
     term_seconds: float = 5.0
     drain_seconds: float = 8.0
     probe_seconds: float = 5.0
     probes: int = 3
+    warm_up_seconds: float = 3600.0
     starts: int = 4
     back_off: BackOffPolicy = field(default_factory=BackOffPolicy)
 
@@ -117,12 +118,12 @@ class Lifecycle:
 
     async def _warm_up(self) -> Ending | None:
         """None once it has done its first work."""
-        launch = self._managed.launch
+        launch, limit = self._managed.launch, self._house.policy.warm_up_seconds
         try:
-            async with asyncio.timeout(launch.ready_seconds):
+            async with asyncio.timeout(limit):
                 await self._house.warm_up(launch)
         except (InstanceError, TimeoutError) as error:
-            told = str(error) or f"no end of it in {launch.ready_seconds:g} s"
+            told = str(error) or f"no end of it in {limit:g} s"
             return self._managed.ending_or(Ending(Reason.WARM_UP, f"its first load failed: {told}"))
         return None
 

@@ -162,12 +162,17 @@ def test_gpu_instances_name_what_is_started_and_a_gpu_that_is_missing(
 ) -> None:
     config = tmp_path / "gpus.yaml"
     port = 24_000 + os.getpid() % 900
-    config.write_text(f"gpu_instances: [{{gpu_id: 1, name: own, port: {port}, memory_limit: 4GiB}}]\n")
+    own = f"gpu_id: 1, name: own, port: {port}, memory_limit: 4GiB, models: [{CHAT}, none]"
+    config.write_text(f"gpu_instances: [{{{own}}}]\n")
     with balancer_process(tmp_path, "serve", "--config", str(config)) as started:
         wait_for(lambda: ready(started) == len(started.instances()), about="instances that are up")
         told = rows(started)
         assert told["own"]["url"] == f"http://127.0.0.1:{port}"
         assert told["own"]["managed"]["pid"]
+        wait_for(lambda: rows(started)["own"]["runners"], about="the model that is meant for it, loaded")
+        warmed = [(each["model"], each["error"]) for each in started.log() if each["event"] == "warmed_up"]
+        assert warmed[0] == (CHAT, None)
+        assert "none" in warmed[1][1]
         assert started.child.end() == 0
 
     config.write_text(f"gpu_instances: [{{gpu_id: 7, port: {port}}}]\n")
