@@ -12,6 +12,7 @@ from pathlib import Path
 
 from balancer.core.device import CPU, Device
 from balancer.core.plan import PlannedInstance, Runtime
+from balancer.provisioning.model_files import Refused, runtime_of
 from balancer.provisioning.runtimes.base import CannotLaunch, Host, expanded
 from balancer.provisioning.runtimes.shares import check_shares, split_over
 from balancer.settings import ServedModelSettings, Settings
@@ -33,8 +34,9 @@ _MOST_OF_ROOM = 0.95
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A model of the settings with what was found out about it."""
+    """A model of the settings with what was found out about it; `setting` is where it stands."""
 
+    setting: str
     runtime: Runtime
     model: ServedModelSettings
     path: str
@@ -128,9 +130,18 @@ def _entries(host: Host) -> Iterator[_Entry]:
         Runtime.LLAMA_SERVER: runtimes.llama_server.models,
     }
     for runtime, models in listed.items():
+        setting = f"runtimes.{runtime.name.lower()}.models"
         for model in models:
             path = expanded(model.path, host.environ)
-            yield _Entry(runtime, model, path, weights_bytes(Path(path)))
+            yield _Entry(setting, runtime, model, path, weights_bytes(Path(path)))
+    for model in runtimes.models:
+        told = runtime_of(Path(expanded(model.path, host.environ)), vllm_enabled=runtimes.vllm.enabled)
+        if isinstance(told, Refused):
+            raise CannotLaunch(f"model '{model.name}': {told.reason}")
+        alone = [each for each in told.runtimes if each is not Runtime.OLLAMA]
+        if not alone:
+            raise CannotLaunch(f"model '{model.name}' is one for Ollama, which has a store: {told.reason}")
+        yield _Entry("runtimes.models", alone[0], model, told.path, told.size_bytes)
 
 
 def _usable(device: Device, settings: Settings) -> int:
@@ -199,14 +210,13 @@ def _instance(entry: _Entry, seat: _Seat, *, name: str, port: int) -> PlannedIns
     model = entry.model
     weights = f"guessed from {entry.weights_bytes / _GIB:.1f} GiB of weights"
     asked = weights if model.memory_share is None else f"memory_share {model.memory_share:g}"
-    setting = "runtimes.vllm.models" if entry.runtime is Runtime.VLLM else "runtimes.llama_server.models"
     return PlannedInstance(
         name=name,
         port=port,
         runtime=entry.runtime,
         devices=tuple(device.key for device in seat.devices),
         memory_bytes=seat.memory_bytes,
-        reason=f"'{model.name}' of {setting}: {seat.memory_bytes / _GIB:.1f} GiB, {asked}",
+        reason=f"'{model.name}' of {entry.setting}: {seat.memory_bytes / _GIB:.1f} GiB, {asked}",
         slots=model.slots,
         context_length=model.context_length,
         models=(model.name,),

@@ -81,3 +81,8 @@ class RuntimesSettings(Group):
     llama_server: LlamaServerSettings = Field(
         default_factory=LlamaServerSettings, description="The llama-server runtime."
     )
+    models: tuple[ServedModelSettings, ...] = Field(
+        default=(),
+        description="Models that one of these two serves, each by a process of its own: llama-server a GGUF "
+        "file, vLLM a folder of safetensors, as their files tell.",
+    )

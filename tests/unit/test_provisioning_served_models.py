@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import struct
 from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
@@ -18,6 +20,7 @@ from balancer.provisioning.runtimes import CannotLaunch, Host, launches
 from balancer.provisioning.runtimes.shares import left_for_ollama
 from balancer.provisioning.served_models import served_models, weights_bytes
 from balancer.settings import Settings
+from tests.fakes import gguf_file
 
 
 def folder_of(root: Path, name: str, mib: float) -> str:
@@ -47,12 +50,14 @@ def planned(
     *devices: Device,
     vllm: Sequence[Mapping[str, object]] = (),
     llama_server: Sequence[Mapping[str, object]] = (),
+    models: Sequence[Mapping[str, object]] = (),
     enabled: bool = True,
     **settings: object,
 ) -> tuple[PlannedInstance, ...]:
     runtimes = {
         "vllm": {"enabled": enabled, "models": list(vllm)},
         "llama_server": {"models": list(llama_server)},
+        "models": list(models),
     }
     own = host(folder, *devices, runtimes=runtimes, **settings)
     return served_models(own, host_memory_bytes=64 * GIB, ports=count(11500))
@@ -173,6 +178,42 @@ def test_a_gpu_without_memory_is_refused_whatever_the_share(tmp_path: Path) -> N
 
     with pytest.raises(CannotLaunch, match=r"memory_share 0\.5, and GPU 0 \(card 0\) has 0\.0 GiB left"):
         planned(tmp_path, device(gib=0), vllm=models)
+
+
+def test_the_runtime_of_a_model_is_chosen_by_its_files(tmp_path: Path) -> None:
+    one = tmp_path / "one.gguf"
+    one.write_bytes(gguf_file.gguf(gguf_file.llama(), tensors=3))
+    weights = {"w": {"dtype": "BF16", "shape": [1], "data_offsets": [0, 2]}}
+    header = json.dumps(weights).encode()
+    two = tmp_path / "two"
+    two.mkdir()
+    (two / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    (two / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"ab")
+
+    found = planned(tmp_path, device(), models=[model("a", str(one)), model("b", str(two))])
+
+    assert {each.models[0]: each.runtime for each in found} == {
+        "a": Runtime.LLAMA_SERVER,
+        "b": Runtime.VLLM,
+    }
+    assert all("of runtimes.models" in each.reason for each in found)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (gguf_file.gguf(gguf_file.llama({"llama.pooling_type": 1}), tensors=3), "is one for Ollama"),
+        (b"GGUF", "is no readable GGUF file"),
+        (b"something", "model 'a': "),
+    ],
+)
+def test_a_model_that_neither_serves_is_refused_with_the_reason(
+    tmp_path: Path, content: bytes, told: str
+) -> None:
+    (tmp_path / "a.gguf").write_bytes(content)
+
+    with pytest.raises(CannotLaunch, match=told):
+        planned(tmp_path, device(), models=[model("a", str(tmp_path / "a.gguf"))])
 
 
 def test_without_the_switch_vllm_serves_nothing(tmp_path: Path) -> None:
