@@ -24,7 +24,7 @@ SMALL = {"name": "NVIDIA GeForce RTX 3060 Ti", "total": 8188 << 20, "used": 0}
 _OLLAMA = f"""#!/bin/sh
 export PYTHONPATH='{ROOT}'
 exec '{sys.executable}' -m balancer.simulator --port "${{OLLAMA_HOST##*:}}" --speed 500 --slots 1 \\
-  --model {CHAT} --memory 24GiB
+  --keep-alive -1 --model {CHAT} --memory 24GiB
 """
 
 
