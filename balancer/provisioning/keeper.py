@@ -255,6 +255,13 @@ class Keeper:
         await _killed(_all_below)
 
 
+def is_held(pid: int, folder: str) -> bool:
+    """Whether a process carries the marks of an instance of that folder. The folder alone is none: whoever
+    takes its variable for a setting would have the balancer killed."""
+    told = process_table.environment(pid)
+    return told.get(FOLDER_VARIABLE) == folder and INSTANCE_VARIABLE in told
+
+
 async def end_leftovers(folder: Path) -> list[dict[str, Any]]:
     """Kill what a keeper of this folder left behind when it was killed: every process with the folder in
     its environment, and what descends from those. Tells what there was."""
@@ -368,7 +375,7 @@ def _leftovers(folder: Path) -> list[Process]:
     table = process_table.processes()
     own = set(process_table.lineage(os.getpid(), table))
     mark = str(folder)
-    roots = {pid for pid in table if process_table.environment(pid).get(FOLDER_VARIABLE) == mark} - own
+    roots = {pid for pid in table if is_held(pid, mark)} - own
     return [
         each
         for each in table.values()

@@ -6,7 +6,6 @@ none of them could be adopted. While one of them lives, the plan of before holds
 
 import contextlib
 import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,8 +13,8 @@ import msgspec
 
 from balancer.core.device import Device
 from balancer.core.plan import Plan
-from balancer.provisioning.keeper import FOLDER_VARIABLE
-from balancer.provisioning.process_table import environment, pids
+from balancer.provisioning.keeper import is_held
+from balancer.provisioning.process_table import pids
 from balancer.settings import Settings
 
 _FILE = "plan.json"
@@ -36,7 +35,7 @@ def last_plan(folder: Path, settings: Settings, devices: Sequence[Device]) -> Pl
             kept = msgspec.json.decode(file.read(_LIMIT_BYTES), type=_Kept)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return None
-    return kept.plan if kept.made_from == _made_from(settings, devices) and _any_left(folder) else None
+    return kept.plan if kept.made_from == _made_from(settings, devices) and left_running(folder) else None
 
 
 def keep_plan(folder: Path, settings: Settings, devices: Sequence[Device], plan: Plan) -> None:
@@ -49,13 +48,15 @@ def keep_plan(folder: Path, settings: Settings, devices: Sequence[Device], plan:
         part.replace(folder / _FILE)
 
 
+def left_running(folder: Path) -> frozenset[int]:
+    """What the keeper of a folder holds, or has left behind: the instances, and all that carries their
+    environment. Blocks for milliseconds."""
+    mark = str(folder.resolve())
+    return frozenset(pid for pid in pids() if is_held(pid, mark))
+
+
 def _made_from(settings: Settings, devices: Sequence[Device]) -> str:
     """What a plan depends on, but for memory that is free and models that are there."""
     told = settings.model_dump(mode="json", include=set(_PLANNED_BY))
     known = [(each.index, each.uuid, each.name, each.memory_bytes) for each in devices]
     return hashlib.sha256(msgspec.json.encode([told, known], order="deterministic")).hexdigest()
-
-
-def _any_left(folder: Path) -> bool:
-    mark = str(folder.resolve())
-    return any(environment(pid).get(FOLDER_VARIABLE) == mark for pid in pids() if pid != os.getpid())

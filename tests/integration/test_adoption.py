@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from balancer.provisioning import keeper_link
-from balancer.provisioning.keeper import FOLDER_VARIABLE
+from balancer.provisioning.keeper import FOLDER_VARIABLE, INSTANCE_VARIABLE
 from balancer.provisioning.process_table import command
 from balancer.provisioning.state_folder import FolderTaken
 from tests.fakes.supervised import (
@@ -158,13 +158,22 @@ async def test_leftovers_of_a_killed_keeper_are_ended_by_the_next_start(folder: 
 
 async def test_only_what_carries_the_folder_is_a_leftover(folder: Path, tmp_path: Path) -> None:
     """Neither processes of another folder, nor this very process and those that started it."""
-    other = {**os.environ, FOLDER_VARIABLE: str(tmp_path / "another")}
+    other = {**os.environ, FOLDER_VARIABLE: str(tmp_path / "another"), INSTANCE_VARIABLE: "a"}
     with sleeping(env=other) as innocent, sleeping() as unmarked:
         async with supervising(folder, simulated("a", a_port())) as rig:
             await rig.usable("a")
 
             assert [alive(innocent.pid), alive(unmarked.pid)] == [True, True]
             assert rig.logged("leftover_ended") == []
+
+
+async def test_the_folder_alone_makes_no_leftover(folder: Path) -> None:
+    """Whoever takes its variable for a setting keeps the balancer that was given it."""
+    with sleeping(env={**os.environ, FOLDER_VARIABLE: str(folder)}) as innocent:
+        async with supervising(folder, simulated("a", a_port())) as rig:
+            await rig.usable("a")
+
+            assert alive(innocent.pid)
 
 
 async def test_instance_that_is_to_run_otherwise_is_started_anew(folder: Path) -> None:
