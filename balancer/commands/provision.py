@@ -6,6 +6,8 @@ import asyncio
 import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -14,8 +16,8 @@ from balancer.core.detection import Detection
 from balancer.core.plan import Plan, PlannedInstance
 from balancer.errors import InstanceError
 from balancer.provisioning.devices import detect
-from balancer.provisioning.existing import Situation, look_around
-from balancer.provisioning.last_plan import keep_plan, last_plan
+from balancer.provisioning.existing import Situation, look_around, ports_of
+from balancer.provisioning.last_plan import keep_plan, last_plan, left_running
 from balancer.provisioning.planning import DETECT_SECONDS, planned, taken_ports
 from balancer.provisioning.provisioned import NOTHING, Provisioned
 from balancer.provisioning.runtimes import CannotLaunch, Host, launches
@@ -67,12 +69,13 @@ async def find(settings: Settings) -> Found:
                 f"provision is off, and no instance is configured\n{_ADVICE}", exit_code=BAD_USAGE
             )
         return Found(settings)
-    answering = await _answering([each.as_instance().url for each in settings.gpu_instances])
+    left = await asyncio.to_thread(_left_ports, state_path(settings.state_dir, os.environ))
+    answering = await _answering([each.as_instance().url for each in settings.gpu_instances], left)
     unanswered = [each for each in settings.gpu_instances if each.as_instance().url not in answering]
     if settings.all_instances and not unanswered:
         return Found(settings)
     if not settings.all_instances:
-        attached = await _attached(settings)
+        attached = await _attached(settings, left)
         if attached is not None:
             return attached
     return await _provisioned(
@@ -80,11 +83,16 @@ async def find(settings: Settings) -> Found:
     )
 
 
-async def _attached(settings: Settings) -> Found | None:
+def _left_ports(folder: Path) -> Collection[int]:
+    """Where instances listen that a balancer before this one has left: those are adopted, not attached."""
+    return ports_of(left_running(folder))
+
+
+async def _attached(settings: Settings, left: Collection[int]) -> Found | None:
     """The Ollamas that run here already."""
-    situation: Situation = await asyncio.to_thread(look_around, gpus=True)
+    situation: Situation = await asyncio.to_thread(look_around, gpus=True, managed=left)
     urls = [OLLAMA_URL, *(each.url for each in situation.found if each.url)]
-    answering = await _answering(urls)
+    answering = await _answering(urls, left)
     if not answering:
         return None
     instances = tuple(InstanceSettings(url=each) for each in dict.fromkeys(urls) if each in answering)
@@ -143,8 +151,9 @@ def _reasons(detection: Detection) -> Sequence[str]:
     return [*([detection.reason] if detection.reason else []), *detection.notes]
 
 
-async def _answering(urls: Sequence[str]) -> set[str]:
-    """Those at which an Ollama answers."""
+async def _answering(every: Sequence[str], left: Collection[int]) -> set[str]:
+    """Those at which an Ollama answers that no balancer has left."""
+    urls = [each for each in every if urlsplit(each).port not in left]
     if not urls:
         return set()
     client = ControlClient()

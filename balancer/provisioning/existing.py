@@ -148,6 +148,13 @@ def find_existing(*, managed: Collection[int] = (), proc: Path = PROC) -> tuple[
     )
 
 
+def ports_of(holders: Collection[int], *, proc: Path = PROC) -> frozenset[int]:
+    """The ports on which some processes listen."""
+    inodes = {inode for pid in holders for inode in _inodes(proc / str(pid)) or ()}
+    listeners = (*_listeners(proc / "net" / "tcp"), *_listeners(proc / "net" / "tcp6"))
+    return frozenset(each.port for each in listeners if each.inode in inodes)
+
+
 def _told(existing: ExistingOllama, *, gpus: bool) -> Iterator[str]:
     yield str(existing)
     if gpus:

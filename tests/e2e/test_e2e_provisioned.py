@@ -44,12 +44,16 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GpuMachine:
 
 
 @contextlib.contextmanager
-def serving(tmp_path: Path, **settings: Any) -> Iterator[BalancerProcess]:
-    """A balancer that provisions, on ports that no other test has."""
+def serving(
+    tmp_path: Path, *, own: dict[str, Any] | None = None, **settings: Any
+) -> Iterator[BalancerProcess]:
+    """A balancer that provisions, on ports that no other test has; `own` is an instance by name."""
     first = 15_000 + (os.getpid() % 900) * 10
     provisioning = {"first_port": first, "adopt_grace_seconds": 3, **settings}
     config = tmp_path / "config.json"  # YAML too
-    config.write_text(json.dumps({"provisioning": provisioning, "health": {"interval_seconds": 0.5}}))
+    named = [{"gpu_id": 1, "name": "own", **own}] if own else []
+    told = {"provisioning": provisioning, "health": {"interval_seconds": 0.5}, "gpu_instances": named}
+    config.write_text(json.dumps(told))
     with balancer_process(tmp_path, "serve", "--config", str(config)) as started:
         wait_for(lambda: ready(started) == len(started.instances()), about="instances that are up")
         yield started
@@ -116,6 +120,17 @@ def test_a_balancer_that_is_killed_leaves_them_to_the_next(machine: GpuMachine, 
         with serving(tmp_path, adopt_grace_seconds=30) as second:
             assert pids(second) == before
             assert ask(second)
+
+
+def test_instances_by_name_are_adopted_too(machine: GpuMachine, tmp_path: Path) -> None:
+    """They answer where they are configured, and are no less the balancer's for that."""
+    own = {"port": 24_900 + os.getpid() % 50}
+    with serving(tmp_path, own=own, adopt_grace_seconds=30) as first:
+        before = pids(first)
+        first.child.end(signal.SIGKILL)
+        with serving(tmp_path, own=own, adopt_grace_seconds=30) as second:
+            assert pids(second) == before
+            assert rows(second)["own"]["managed"]["adopted"]
 
 
 def test_a_balancer_that_is_killed_for_good_leaves_nothing(machine: GpuMachine, tmp_path: Path) -> None:
@@ -195,6 +210,10 @@ def test_three_real_ollamas_share_a_gpu_that_is_made_up(
     with serving(tmp_path) as started:
         assert set(rows(started)) == {"gpu0-1", "gpu0-2", "gpu0-3"}
         assert len({each["store"] for each in rows(started).values()}) == 1
+        before = pids(started)
+        started.child.end(signal.SIGKILL)
+    with serving(tmp_path) as started:
+        assert pids(started) == before, "the next balancer adopts them, and attaches none"
         fill(started.url, CAST.chat)
         assert ask(started, CAST.chat)
 
