@@ -87,6 +87,10 @@ def _locked(path: Path) -> int:
         pid = os.read(lock, 32).decode(errors="replace").strip()
         os.close(lock)
         raise FolderTaken(path, pid) from None
-    os.ftruncate(lock, 0)
-    os.write(lock, f"{os.getpid()}\n".encode())
+    try:
+        os.ftruncate(lock, 0)
+        os.write(lock, f"{os.getpid()}\n".encode())
+    except OSError:
+        os.close(lock)
+        raise
     return lock

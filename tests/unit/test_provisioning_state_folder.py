@@ -1,8 +1,10 @@
 """Where state is kept, and whose the folder is."""
 
 import os
+import resource
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -97,3 +99,16 @@ def test_a_fingerprint_is_that_of_the_process(changes: dict[str, object], same: 
     other = Launch(**{**{name: getattr(LAUNCH, name) for name in LAUNCH.__struct_fields__}, **changes})  # type: ignore[arg-type]
 
     assert (fingerprint(other) == fingerprint(LAUNCH)) is same
+
+
+def test_folder_without_room_for_a_pid_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        with pytest.raises(FolderUnusable):
+            StateFolder.open(tmp_path / "state")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    StateFolder.open(tmp_path / "state").close()
