@@ -5,13 +5,14 @@ is made, and each of its instances becomes a launch. Nothing is started here.
 import asyncio
 import os
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import msgspec
 
-from balancer.commands.exit_codes import BAD_USAGE, MISSING
+from balancer.commands.exit_codes import BAD_USAGE, FAILED, MISSING
 from balancer.core.detection import Detection
 from balancer.core.plan import Plan, PlannedInstance
 from balancer.errors import InstanceError
@@ -21,7 +22,7 @@ from balancer.provisioning.last_plan import keep_plan, last_plan, left_running
 from balancer.provisioning.planning import DETECT_SECONDS, planned, taken_ports
 from balancer.provisioning.provisioned import NOTHING, Provisioned
 from balancer.provisioning.runtimes import CannotLaunch, Host, launches
-from balancer.provisioning.state_folder import state_path
+from balancer.provisioning.state_folder import FolderTaken, FolderUnusable, StateFolder, state_path
 from balancer.settings import InstanceSettings, Provision, Settings, SettingsError
 from balancer.upstream.control_client import ControlClient
 
@@ -106,6 +107,8 @@ async def _provisioned(settings: Settings, answering: Collection[str]) -> Found:
         plan = await asyncio.to_thread(_plan, settings, detection, host)
         plan = _without(plan, lambda each: each.name in answering or not _wanted(each, settings))
         started = launches(plan.instances, host)
+    except FolderTaken as error:
+        raise CannotProvision(f"cannot hold instances: {error}", exit_code=FAILED) from error
     except SettingsError as error:
         raise CannotProvision(str(error), exit_code=BAD_USAGE) from error
     except CannotLaunch as error:
@@ -120,8 +123,11 @@ async def _provisioned(settings: Settings, answering: Collection[str]) -> Found:
 
 
 def _plan(settings: Settings, detection: Detection, host: Host) -> Plan:
-    """That of before, where its instances still live; else a new one, which is kept."""
+    """That of before, where its instances still live; else a new one, which is kept. Raises FolderTaken, lest
+    the plan of a balancer that runs be lost."""
     folder = state_path(settings.state_dir, os.environ)
+    with suppress(FolderUnusable):
+        StateFolder.open(folder).close()
     kept = last_plan(folder, settings, detection.devices)
     if kept is not None:
         return kept

@@ -133,6 +133,20 @@ def test_instances_by_name_are_adopted_too(machine: GpuMachine, tmp_path: Path) 
             assert rows(second)["own"]["managed"]["adopted"]
 
 
+def test_a_second_balancer_takes_no_plan_from_the_first(machine: GpuMachine, tmp_path: Path) -> None:
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({"provisioning": {"slots": 3}}))
+    with serving(tmp_path, adopt_grace_seconds=30) as first:
+        before = pids(first)
+        anywhere = ("--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0")
+        done = balancer("serve", "--config", str(other), *anywhere)
+        assert done.returncode == 1
+        assert "in use by another balancer" in done.stderr
+        first.child.end(signal.SIGKILL)
+        with serving(tmp_path, adopt_grace_seconds=30) as second:
+            assert pids(second) == before
+
+
 def test_a_balancer_that_is_killed_for_good_leaves_nothing(machine: GpuMachine, tmp_path: Path) -> None:
     with serving(tmp_path, adopt_grace_seconds=0.5) as started:
         left = list(pids(started).values())
