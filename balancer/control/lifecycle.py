@@ -88,7 +88,8 @@ class Lifecycle:
             managed.restart_asked = False
             ending = await self._bring_up()
             if ending is not None:
-                await self._end_process()  # before the next one of its device has its turn
+                # Nothing of it is left before the next one of its device has its turn.
+                await (self._drain() if ending.reason is Reason.OPERATOR else self._end_process())
                 return ending
         ending = await self._watch()
         if ending.reason is Reason.OPERATOR:
@@ -117,15 +118,23 @@ class Lifecycle:
         return None
 
     async def _warm_up(self) -> Ending | None:
-        """None once it has done its first work."""
+        """None once it has done its first work; cut short where its life is over before."""
         launch, limit = self._managed.launch, self._house.policy.warm_up_seconds
+        work = asyncio.ensure_future(self._house.warm_up(launch))
         try:
             async with asyncio.timeout(limit):
-                await self._house.warm_up(launch)
+                while not work.done():
+                    if (ending := await self._over()) is not None:
+                        return ending
+                    await asyncio.wait({work}, timeout=_LOOK_SECONDS)
+                work.result()
         except (InstanceError, TimeoutError) as error:
             told = str(error) or f"no end of it in {limit:g} s"
             return self._managed.ending_or(Ending(Reason.WARM_UP, f"its first load failed: {told}"))
-        return None
+        finally:
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+        return self._managed.exit
 
     async def _start_process(self) -> Ending | None:
         """None once the keeper has started it."""
@@ -169,15 +178,20 @@ class Lifecycle:
 
     async def _watch(self) -> Ending:
         """Wait until it ends, hangs, or is to be restarted."""
+        while (ending := await self._over()) is None:
+            await self._managed.next_change(within_seconds=self._house.policy.probe_seconds)
+        return ending
+
+    async def _over(self) -> Ending | None:
+        """Why its life is over; None where it is not."""
         managed = self._managed
-        while True:
-            if managed.exit is not None:
-                return managed.exit
-            if managed.restart_asked:
-                return Ending(Reason.OPERATOR)
-            if self._is_down() and await self._hangs():
-                return managed.ending_or(Ending(Reason.HUNG, "its process lives and does not answer"))
-            await managed.next_change(within_seconds=self._house.policy.probe_seconds)
+        if managed.exit is not None:
+            return managed.exit
+        if managed.restart_asked:
+            return Ending(Reason.OPERATOR)
+        if self._is_down() and await self._hangs():
+            return managed.ending_or(Ending(Reason.HUNG, "its process lives and does not answer"))
+        return None
 
     def _is_down(self) -> bool:
         instance = self._instance

@@ -295,6 +295,30 @@ async def test_warm_up_that_fails_is_a_failed_start(folder: Path) -> None:
         assert rig.logged("instance_restarting")[0]["error"] == "its first load failed: no runner"
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP, None], ids=["ends", "hangs", "restart"])
+async def test_warm_up_is_cut_short_where_the_process(folder: Path, number: int | None) -> None:
+    calls: list[str] = []
+
+    async def warm_up(launch: Launch) -> None:
+        calls.append(launch.name)
+        if len(calls) == 1:
+            await asyncio.sleep(3600)
+
+    async with supervising(folder, simulated("a", a_port()), warm_up=warm_up) as rig:
+        await rig.reach("a", "ready")
+        await until(lambda: rig.instance("a").usable)
+        first = rig.pid("a")
+        if number is None:
+            rig.supervisor.restart(rig.instance("a").id)
+        else:
+            os.kill(first, number)
+        await until(lambda: len(calls) == 2)
+        await rig.usable("a")
+
+        assert rig.pid("a") != first
+        assert len(rig.logged("instance_ready")) == 1
+
+
 async def test_instance_that_is_not_ready_in_time_is_started_anew(folder: Path) -> None:
     launch = simulated("a", a_port(), ready_path="/nothing/here", ready_seconds=0.5)
     async with supervising(folder, launch) as rig:
