@@ -183,6 +183,9 @@ class Supervisor:
                 self._take(event)
             self._linked.clear()
             self._link.close()
+            for gone in self._unwanted.values():
+                gone.set()  # the next keeper ends them
+            self._unwanted.clear()
             self._log.error("keeper_lost", folder=str(self._state_dir))
             for managed in self._managed.values():
                 if managed.pid is not None or managed.state is ManagedState.STARTING:
@@ -201,7 +204,7 @@ class Supervisor:
 
     def _take(self, event: keeper_link.Event) -> None:
         managed = self._managed.get(InstanceId(event.name))
-        if event.name in self._unwanted:
+        if event.name in self._unwanted and isinstance(event, Exited | Output):
             if isinstance(event, Exited):
                 self._unwanted.pop(event.name).set()
         elif managed is not None:

@@ -5,6 +5,7 @@ It knows nothing of why an instance is started or ended, which is the supervisor
 
 import asyncio
 import hashlib
+import json
 import os
 import signal
 import socket
@@ -182,19 +183,27 @@ class KeeperLink:
 
     def _say(self, message: object) -> None:
         if not self._writer.is_closing():
-            self._writer.write(msgspec.json.encode(message) + b"\n")
+            self._writer.write(_encoded(message) + b"\n")
 
 
 def fingerprint(launch: Launch) -> str:
     """The same for launches that start the same process with the same environment."""
     whole = (launch.arguments, sorted(launch.environment.items()), launch.port)
-    return hashlib.sha256(msgspec.json.encode(whole)).hexdigest()
+    return hashlib.sha256(_encoded(whole)).hexdigest()
+
+
+def _encoded(message: object) -> bytes:
+    """As JSON in ASCII. Names of files and variables need not be UTF-8, and pass as Python escapes them."""
+    return json.dumps(message, separators=(",", ":")).encode()
 
 
 def _connected(folder: Path) -> socket.socket | None:
     """A connection to the keeper's socket. By way of a descriptor: the path of a socket is short."""
+    try:
+        inside = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return None
     connection = socket.socket(socket.AF_UNIX)
-    inside = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         connection.connect(f"/proc/self/fd/{inside}/{SOCKET}")
     except OSError:
@@ -211,6 +220,7 @@ def _start_keeper(folder: Path) -> None:
     command = [sys.executable, "-P", "-m", _KEEPER, str(folder)]
     house = str(Path(balancer.__path__[0]).parent)
     try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # someone may have cleaned up
         ended = subprocess.run(
             command,
             stdin=subprocess.DEVNULL,

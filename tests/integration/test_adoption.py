@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 
 from balancer.provisioning import keeper_link
 from balancer.provisioning.keeper import FOLDER_VARIABLE, INSTANCE_VARIABLE
-from balancer.provisioning.process_table import command
+from balancer.provisioning.process_table import command, environment
 from balancer.provisioning.state_folder import FolderTaken
 from tests.fakes.supervised import (
     ROOT,
@@ -189,6 +190,39 @@ async def test_instance_that_is_to_run_otherwise_is_started_anew(folder: Path) -
         assert not alive(killed.pids[name])
         assert rig.restarts(name, "changed") == 1
         assert [each["pid"] for each in rig.logged("instance_not_adopted")] == [killed.pids[name]]
+
+
+async def test_keeper_killed_while_it_ends_what_is_not_adopted_holds_up_nobody(folder: Path) -> None:
+    port = a_port()
+    async with elsewhere(folder, 60, f"{port}:ignores_term") as killed:
+        await killed.end(signal.SIGKILL)
+    ((name, pid),) = killed.pids.items()
+    async with supervising(folder, simulated(name, port)) as rig:
+        os.kill(keeper_of(folder), signal.SIGKILL)
+        await rig.usable(name)
+
+        assert not alive(pid)
+
+
+async def test_state_folder_that_is_removed_is_made_anew(folder: Path) -> None:
+    async with supervising(folder, simulated("a", a_port())) as rig:
+        await rig.usable("a")
+        before, keeper = rig.pid("a"), keeper_of(folder)
+        shutil.rmtree(folder)
+        os.kill(keeper, signal.SIGKILL)
+        await until(lambda: rig.restarts("a", "keeper_lost") == 1)
+        await rig.usable("a")
+
+        assert not alive(before)
+        assert alive(keeper_of(folder))
+
+
+async def test_environment_that_is_not_utf8_is_passed_and_adopted(folder: Path) -> None:
+    launch = simulated("a", a_port(), environment={"LANG": os.fsdecode(b"de\xff")})
+    async with supervising(folder, launch) as first:
+        await first.usable("a")
+        pid = first.pid("a")
+        assert environment(pid)["LANG"].startswith("de")
 
 
 async def test_instance_that_nobody_wants_any_more_is_ended(folder: Path) -> None:
