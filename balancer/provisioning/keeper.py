@@ -26,6 +26,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ _ABANDONED_SECONDS = 3.0
 _KILL_SECONDS = 5.0
 """For what was killed to be gone; a process in an uninterruptible call may need longer, or for ever."""
 _LOOK_SECONDS = 0.02
+_HELLO_LINES_BYTES = MESSAGE_BYTES // 2
 _OUTPUT_WAITING_BYTES = 1 << 20
 _WAITING_BYTES = 1 << 24
 _SUBREAPER = 36
@@ -64,10 +66,15 @@ class Held:
         self.since = time.time()
         self.killing: asyncio.TimerHandle | None = None
 
-    def told(self) -> dict[str, Any]:
-        """What a balancer needs to adopt it."""
+    def told(self, line_bytes: int) -> dict[str, Any]:
+        """What a balancer needs to adopt it, and the newest lines that take so much in a message."""
         facts = {key: self.asked[key] for key in ("name", "port", "arguments", "fingerprint")}
-        return {**facts, "pid": self.pid, "since": self.since, "lines": self.output.lines()}
+        return {**facts, "pid": self.pid, "since": self.since, "lines": self._newest(line_bytes)}
+
+    def _newest(self, line_bytes: int) -> list[str]:
+        lines = self.output.lines()
+        left = accumulate((-len(json.dumps(each)) for each in reversed(lines)), initial=line_bytes)
+        return lines[len(lines) - sum(each >= 0 for each in left) + 1 :]
 
     def signal(self, number: int) -> None:
         """To its whole group, which is there for as long as its first process was not reaped."""
@@ -126,7 +133,8 @@ class Keeper:
         self._writer = writer
         if self._grace is not None:
             self._grace.cancel()
-        instances = [each.told() for each in self._held.values() if each.pid not in self._ending]
+        alive = [each for each in self._held.values() if each.pid not in self._ending]
+        instances = [each.told(_HELLO_LINES_BYTES // len(alive)) for each in alive]
         hello = {"protocol": PROTOCOL, "pid": os.getpid(), "instances": instances}
         self._say("hello", **hello, leftovers=self._leftovers)
         self._leftovers = []

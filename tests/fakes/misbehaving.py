@@ -47,6 +47,12 @@ def floods(_argument: str) -> None:
     sys.stderr.buffer.flush()
 
 
+def babbles(_argument: str) -> None:
+    """Write as many long lines as are kept, of bytes that take six each in JSON."""
+    sys.stderr.buffer.write((b"\xff" * 2000 + b"\n") * 100)
+    sys.stderr.buffer.flush()
+
+
 def ignores_term(_argument: str) -> None:
     """Go on whatever it is told."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -88,7 +94,7 @@ def _leave(told: Path, *, session: bool, forgets: bool) -> None:
 def main() -> None:
     """Misbehave, then serve."""
     port, conduct, *rest = sys.argv[1:]
-    conducts = (exits, floods, ignores_term, leaves_children, turns_bad, serves)
+    conducts = (babbles, exits, floods, ignores_term, leaves_children, turns_bad, serves)
     {each.__name__: each for each in conducts}[conduct](*rest or [""])
     ThreadingHTTPServer(("127.0.0.1", int(port)), Handler).serve_forever()
 

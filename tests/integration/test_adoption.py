@@ -25,6 +25,7 @@ from tests.fakes.supervised import (
     alive,
     end_keeper,
     keeper_of,
+    misbehaving,
     simulated,
     supervising,
     until,
@@ -175,6 +176,16 @@ async def test_the_folder_alone_makes_no_leftover(folder: Path) -> None:
             await rig.usable("a")
 
             assert alive(innocent.pid)
+
+
+async def test_instances_that_have_written_much_are_adopted(folder: Path) -> None:
+    ports = [a_port() for _ in range(4)]
+    async with elsewhere(folder, 60, *(f"{port}:babbles" for port in ports)) as killed:
+        await killed.end(signal.SIGKILL)
+    async with supervising(folder, *(misbehaving(f"s{port}", port, "babbles") for port in ports)) as rig:
+        await rig.usable(*killed.pids)
+
+        assert {name: rig.pid(name) for name in killed.pids} == killed.pids
 
 
 async def test_instance_that_is_to_run_otherwise_is_started_anew(folder: Path) -> None:
