@@ -100,11 +100,11 @@ def weights_bytes(path: Path) -> int:
     Raises:
         CannotLaunch: there are none.
     """
-    files = list(path.glob("*.safetensors")) if path.is_dir() else _parts(path)
     try:
+        files = list(path.glob("*.safetensors")) if path.is_dir() else _parts(path)
         size = sum(file.stat().st_size for file in files)
     except OSError as error:
-        raise CannotLaunch(f"{error.filename} cannot be read: {error.strerror}") from error
+        raise CannotLaunch(f"{path} cannot be read: {error.strerror}") from error
     if size == 0:
         raise CannotLaunch(
             f"{path} holds no weights: a folder with safetensors files or a GGUF file is needed"

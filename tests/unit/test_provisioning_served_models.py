@@ -305,7 +305,9 @@ def test_all_parts_of_a_gguf_count(tmp_path: Path) -> None:
     assert weights_bytes(tmp_path / "big-00001-of-00003.gguf") == 30 * MIB
 
 
-@pytest.mark.parametrize("name", ["missing", "empty", "missing.gguf"])
+@pytest.mark.parametrize(
+    "name", ["missing", "empty", "missing.gguf", "missing/m-00001-of-00002.gguf", "long" * 100]
+)
 def test_a_model_without_weights_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "empty").mkdir()
 
