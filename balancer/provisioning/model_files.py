@@ -25,6 +25,7 @@ _INDEX_BYTES = 2**24
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf\Z")
 _INDEX = "model.safetensors.index.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_NO_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _POINTER = b"version https://git-lfs"
 _PROJECTOR = "is a projector: it needs its language model beside it"
 _ENCODERS = ("Model", "ForMaskedLM", "Classification", "ForQuestionAnswering", "ForRanking", "RewardModel")
@@ -82,7 +83,7 @@ class _Found:
             return {}
         try:
             data: object = msgspec.json.decode(read_start(self.folder / "config.json", _CONFIG_BYTES))
-        except msgspec.DecodeError:
+        except _NO_JSON:
             return {}
         return data if isinstance(data, dict) else {}
 
@@ -217,8 +218,8 @@ def _weights(found: _Found, names: Sequence[str]) -> list[str]:
     if _INDEX in found.sizes:
         try:
             index = msgspec.json.decode(read_start(found.folder / _INDEX, _INDEX_BYTES), type=_WeightIndex)
-            return sorted(set(index.weight_map.values()))
-        except msgspec.DecodeError:
+            return sorted(set(index.weight_map.values())) or [_INDEX]
+        except _NO_JSON:
             return [_INDEX]
     return [name for name in names if not name.startswith("consolidated")] or list(names)
 

@@ -56,7 +56,7 @@ def _manifests(folder: Path) -> Iterator[Path]:
 def _model(folder: Path, manifest: Path) -> KnownModel | None:
     try:
         layers = msgspec.json.decode(read_start(manifest, _MANIFEST_BYTES), type=_Manifest).layers
-    except (OSError, msgspec.DecodeError):
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     parts = [each for each in layers if each.media_type in _IN_MEMORY and 0 <= each.size <= _MOST_BYTES]
     if not parts:

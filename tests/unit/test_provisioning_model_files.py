@@ -124,6 +124,11 @@ def test_an_embedding_model_is_for_ollama(tmp_path: Path) -> None:
         ({"model.safetensors": TENSORS, "config.json": b"[]"}, "without a config.json"),
         ({"model.safetensors": TENSORS, "config.json": b'{"architectures": 5}'}, "without a config.json"),
         (
+            {"model.safetensors": TENSORS, "config.json": b'{"architectures": "\xff"}'},
+            "without a config.json",
+        ),
+        ({"model.safetensors": TENSORS, "config.json": b"[" * 100_000}, "without a config.json"),
+        (
             {"model.safetensors": TENSORS, "config.json": config("BertModel")},
             "BertModel is an encoder or embedding model: it generates no text",
         ),
@@ -162,6 +167,17 @@ def test_an_embedding_model_is_for_ollama(tmp_path: Path) -> None:
                 "config.json": config("LlamaForCausalLM"),
             },
             "'model.safetensors.index.json' is no safetensors file",
+        ),
+        *(
+            (
+                {
+                    "a.safetensors": TENSORS,
+                    "model.safetensors.index.json": broken,
+                    "config.json": config("LlamaForCausalLM"),
+                },
+                "'model.safetensors.index.json' is no safetensors file",
+            )
+            for broken in (index(), b'{"weight_map": {"a": "\xff"}}', b'{"metadata": ' + b"[" * 100_000)
         ),
         (
             {"pytorch_model.bin": b"x", "config.json": config("LlamaForCausalLM")},

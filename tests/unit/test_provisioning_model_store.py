@@ -28,11 +28,17 @@ def test_models_are_known_by_name_size_and_shape(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "manifest", ["", "{", "[]", '{"layers": 5}', '{"layers": [{"digest": 5}]}', '{"layers": []}']
+    "manifest",
+    [
+        *(b"", b"{", b"[]", b'{"layers": 5}', b'{"layers": [{"digest": 5}]}', b'{"layers": []}'),
+        b'{"layers": [{"mediaType": "\xff", "digest": "", "size": 1}]}',
+        b'{"config": ' + b"[" * 100_000,
+    ],
+    ids=lambda manifest: repr(manifest[:20]),
 )
-def test_a_manifest_that_cannot_be_read_is_left_out(tmp_path: Path, manifest: str) -> None:
+def test_a_manifest_that_cannot_be_read_is_left_out(tmp_path: Path, manifest: bytes) -> None:
     store(tmp_path, {f"{LIBRARY}/tiny/latest": gguf(llama())})
-    (tmp_path / "manifests" / LIBRARY / "tiny" / "broken").write_text(manifest)
+    (tmp_path / "manifests" / LIBRARY / "tiny" / "broken").write_bytes(manifest)
 
     assert [model.name for model in known_models(tmp_path)] == ["tiny:latest"]
 
