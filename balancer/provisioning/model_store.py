@@ -63,6 +63,8 @@ def _model(folder: Path, manifest: Path) -> KnownModel | None:
         return None
     host, namespace, model, tag = manifest.parts[-4:]
     name = canonical_name(f"{host}/{namespace}/{model}:{tag}")
+    if not (name.isascii() and name.isprintable()):
+        return None  # no client can ask for it, and no log or file can hold what is no text
     known = KnownModel(name=name, size_bytes=sum(each.size for each in parts))
     weights = next((each for each in parts if each.media_type == _LAYER + "model"), None)
     return _with_shape(known, folder, weights.digest) if weights else known

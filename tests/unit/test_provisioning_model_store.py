@@ -43,6 +43,15 @@ def test_a_manifest_that_cannot_be_read_is_left_out(tmp_path: Path, manifest: by
     assert [model.name for model in known_models(tmp_path)] == ["tiny:latest"]
 
 
+def test_a_manifest_whose_name_is_none_of_a_model_is_left_out(tmp_path: Path) -> None:
+    store(tmp_path, {f"{LIBRARY}/tiny/latest": gguf(llama())})
+    manifest = tmp_path / "manifests" / LIBRARY / "tiny" / "latest"
+    for name in (os.fsdecode(b"a\xff"), "a\nb", "\x1b[31m"):
+        (manifest.parent / name).write_bytes(manifest.read_bytes())
+
+    assert [model.name for model in known_models(tmp_path)] == ["tiny:latest"]
+
+
 def test_a_model_whose_file_is_missing_or_broken_is_known_by_its_size(tmp_path: Path) -> None:
     store(tmp_path, {f"{LIBRARY}/a/latest": gguf(llama()), f"{LIBRARY}/b/latest": b"no model"})
     sizes = {model.name: model.size_bytes for model in known_models(tmp_path)}
