@@ -1,5 +1,5 @@
 """What becomes of instances whose device is lost: nothing new goes there until it is back, and then they
-start anew.
+start anew. One that uses several waits for all of them.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -28,9 +28,12 @@ class LostDevices:
         self._drain = drain
         self._restart = restart
         self._drained: set[InstanceId] = set()
+        self._lost: set[str] = set()
+        """Keys and indices of devices that are lost now."""
 
     def lost(self, device: str) -> None:
         """A device, by its key, is lost."""
+        self._lost |= self._called(device)
         for each in self._on(device):
             if not each.drained:
                 self._drained.add(each.id)
@@ -38,12 +41,17 @@ class LostDevices:
 
     def back(self, device: str) -> None:
         """It can be read again."""
+        self._lost -= self._called(device)
         for each in self._on(device):
-            if each.id in self._drained:
+            if each.id in self._drained and self._lost.isdisjoint(each.spec.devices or ()):
                 self._drained.discard(each.id)
                 self._restart(each.id)
                 self._drain(each.id, False)
 
     def _on(self, device: str) -> Iterator[Instance]:
-        names = self._names.get(device, {device})
+        names = self._called(device)
         return (each for each in self._fleet.instances() if not names.isdisjoint(each.spec.devices or ()))
+
+    def _called(self, device: str) -> set[str]:
+        """What configurations and plans name a device by."""
+        return self._names.get(device, {device})
