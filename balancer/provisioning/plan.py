@@ -239,13 +239,17 @@ class _Planner(msgspec.Struct, frozen=True, kw_only=True):
 
 def _single(gpus: Sequence[Device], settings: Settings, served: Sequence[PlannedInstance]) -> Settings:
     """For one Ollama, where nothing is to be chosen: on the first GPU that is named, else that is free of
-    served models, else on the first."""
+    served models, else on the first, but none that settings leave alone or that has too little memory."""
     items = settings.gpu_instances[:1]
+    own = settings.provisioning.devices
+    alone = {each.gpu_id for each in own if not each.instances}
+    able = [gpu for gpu in gpus if gpu.index not in alone and gpu.memory_bytes >= _LEAST_BYTES]
     taken = {key for each in served for key in each.devices}
-    free = [gpu.index for gpu in gpus if gpu.key not in taken] or [gpu.index for gpu in gpus]
+    free = [gpu.index for gpu in able if gpu.key not in taken] or [gpu.index for gpu in able]
     chosen = items[0].gpu_id if items else next(iter(free), None)
-    others = tuple(DeviceSettings(gpu_id=gpu.index, instances=0) for gpu in gpus if gpu.index != chosen)
-    narrowed = {"several_instances": False, "cpu_instance": False, "devices": others}
+    others = (DeviceSettings(gpu_id=gpu.index, instances=0) for gpu in gpus if gpu.index != chosen)
+    missing = (each for each in own if each.gpu_id not in {gpu.index for gpu in gpus})
+    narrowed = {"several_instances": False, "cpu_instance": False, "devices": (*others, *missing)}
     provisioning = settings.provisioning.model_copy(update=narrowed)
     return settings.model_copy(update={"gpu_instances": items, "provisioning": provisioning})
 

@@ -274,6 +274,14 @@ def test_without_load_balancing_the_one_ollama_goes_where_no_other_is(taken: lis
     assert {each.name for each in served} < set(names(planned))
 
 
+def test_without_load_balancing_a_gpu_that_is_left_alone_or_has_no_memory_is_not_chosen() -> None:
+    told = settings({"devices": [{"gpu_id": 1, "instances": 0}]}, load_balancing={"enabled": False})
+
+    assert names(plan(gpu(0, 512), gpu(1, 24576), gpu(2, 24576), told=told)) == ["gpu2"]
+    assert names(plan(gpu(0, 512), gpu(1, 24576), told=told)) == ["cpu"]
+    assert "there is no GPU 1" in faults(gpu(0, 24576), told=told)[0]
+
+
 def test_without_load_balancing_the_first_of_gpu_instances_stays() -> None:
     items = [{"gpu_id": 1, "port": 5}, {"gpu_id": 0, "port": 6}]
     told = settings(gpu_instances=items, load_balancing={"enabled": False})
