@@ -45,7 +45,8 @@ class Models(msgspec.Struct, frozen=True, kw_only=True):
         assumed = ASSUMED
         if self.assumed_bytes is not None:
             replace = msgspec.structs.replace
-            assumed = replace(ASSUMED, name="an assumed model", size_bytes=self.assumed_bytes)
+            like = _like(self.assumed_bytes)
+            assumed = replace(like, name="an assumed model", size_bytes=self.assumed_bytes)
         if not wanted:
             return assumed
         instead = f"{assumed.name} in place of {', '.join(sorted(wanted))}"
@@ -61,7 +62,7 @@ class Models(msgspec.Struct, frozen=True, kw_only=True):
 def context_length(model: KnownModel, *, share_bytes: int, slots: int, cache_type: str) -> tuple[int, str]:
     """The largest of CONTEXTS whose KV cache fits the share beside the model, capped by what the model was
     trained for; the smallest where none fits. And why."""
-    like = ASSUMED_LARGE if model.size_bytes > _LARGE_BYTES else ASSUMED
+    like = _like(model.size_bytes)
     shape = model.cache or like.cache
     trained = model.trained_context or like.trained_context or CONTEXTS[0]
     assert shape is not None, "assumed models have a shape"
@@ -76,3 +77,8 @@ def context_length(model: KnownModel, *, share_bytes: int, slots: int, cache_typ
     if chosen == trained:
         return chosen, f"context {chosen}, all that it is trained for: {cache} beside {beside}"
     return chosen, f"context {chosen}: {cache} beside {beside}"
+
+
+def _like(size_bytes: int) -> KnownModel:
+    """The assumed model whose shape a model of this size may have."""
+    return ASSUMED_LARGE if size_bytes > _LARGE_BYTES else ASSUMED

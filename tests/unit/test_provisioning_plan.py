@@ -445,6 +445,14 @@ def test_an_unknown_model_is_assumed(provisioning: dict[str, Any], told: str) ->
     assert told in plan(gpu(0, 24564), told=settings(provisioning)).instances[0].reason
 
 
+def test_a_large_assumed_model_has_the_cache_of_a_large_one() -> None:
+    told = settings({"model_size_estimate_bytes": "60GiB"})
+
+    (only,) = plan(gpu(0, 80 * 1024), told=told).instances
+
+    assert "context 32768: 10.0 GiB of KV cache beside an assumed model (60.0 GiB)" in only.reason
+
+
 def test_the_spanning_instance_is_planned_for_a_model_that_needs_it() -> None:
     known = [
         KnownModel(name="fits:latest", size_bytes=20 * GIB, cache=LLAMA, trained_context=131072),
