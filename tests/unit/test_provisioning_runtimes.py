@@ -23,6 +23,8 @@ def test_secrets_and_the_balancers_own_variables_stay_behind(tmp_path: Path, run
         "BALANCER_LISTEN": "x",
         "AWS_SECRET_ACCESS_KEY": "x",
         "CUDA_API_TOKEN": "x",
+        "CUDA_KEY2": "x",
+        "NVIDIA_KEYRING": "x",
         "GITHUB_TOKEN": "x",
         "LD_PRELOAD": "/x.so",
         "PYTHONPATH": "/x",

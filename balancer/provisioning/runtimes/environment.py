@@ -19,7 +19,7 @@ _INHERITED = frozenset(
     )
 )
 _INHERITED_PREFIXES = ("LC_", "CUDA_", "NVIDIA_", "GGML_")
-_SECRET = re.compile(r"KEY(S|\b|_)|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
+_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 
 # Ollama and llama.cpp also reach cards through ROCm and Vulkan, and Vulkan sees every card of the machine,
 # those that CUDA_VISIBLE_DEVICES hides among them. An empty list hides them from it; llama.cpp ends itself at
