@@ -35,6 +35,10 @@ _ADVICE = (
     "    balancer demo"
 )
 
+_NOT_BESIDE = (
+    "the models of runtimes are not started beside an Ollama that no setting names: name it in instances"
+)
+
 
 class CannotProvision(Exception):
     """Nothing can be served; `exit_code` says whose fault that is."""
@@ -73,7 +77,7 @@ async def find(settings: Settings) -> Found:
     left = await asyncio.to_thread(_left_ports, state_path(settings.state_dir, os.environ))
     answering = await _answering([each.as_instance().url for each in settings.gpu_instances], left)
     unanswered = [each for each in settings.gpu_instances if each.as_instance().url not in answering]
-    if settings.all_instances and not unanswered:
+    if settings.all_instances and not unanswered and not _alone(settings):
         return Found(settings)
     if not settings.all_instances:
         attached = await _attached(settings, left)
@@ -97,7 +101,8 @@ async def _attached(settings: Settings, left: Collection[int]) -> Found | None:
     if not answering:
         return None
     instances = tuple(InstanceSettings(url=each) for each in dict.fromkeys(urls) if each in answering)
-    return Found(settings.model_copy(update={"instances": instances}), sentences=situation.sentences)
+    sentences = (*situation.sentences, _NOT_BESIDE) if _alone(settings) else situation.sentences
+    return Found(settings.model_copy(update={"instances": instances}), sentences=sentences)
 
 
 async def _provisioned(settings: Settings, answering: Collection[str]) -> Found:
@@ -105,7 +110,7 @@ async def _provisioned(settings: Settings, answering: Collection[str]) -> Found:
     host = Host(detection.devices, os.environ, settings)
     try:
         plan = await asyncio.to_thread(_plan, settings, detection, host)
-        plan = _without(plan, lambda each: each.name in answering or not _wanted(each, settings))
+        plan = _without(plan, lambda each: each.name in answering or not _wanted(each, settings, answering))
         started = launches(plan.instances, host)
     except FolderTaken as error:
         raise CannotProvision(f"cannot hold instances: {error}", exit_code=FAILED) from error
@@ -136,10 +141,18 @@ def _plan(settings: Settings, detection: Detection, host: Host) -> Plan:
     return plan
 
 
-def _wanted(each: PlannedInstance, settings: Settings) -> bool:
-    """Beside instances that are named elsewhere only what is named here is started."""
+def _wanted(each: PlannedInstance, settings: Settings, answering: Collection[str]) -> bool:
+    """Beside instances that are named and run already only what is named too is started."""
     named = {own.name for own in settings.gpu_instances}
-    return not settings.instances or each.name in named or bool(each.model_path)
+    others = not settings.instances and (not named or not named <= set(answering))
+    return others or each.name in named or bool(each.model_path)
+
+
+def _alone(settings: Settings) -> bool:
+    """Whether models get a process of their own."""
+    runtimes = settings.runtimes
+    of_vllm = runtimes.vllm.models if runtimes.vllm.enabled else ()
+    return bool(runtimes.models or runtimes.llama_server.models or of_vllm)
 
 
 def _without(plan: Plan, left_out: Callable[[PlannedInstance], bool]) -> Plan:

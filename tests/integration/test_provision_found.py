@@ -1,0 +1,62 @@
+"""What `serve` finds to start beside instances that are named."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from balancer.commands.provision import find
+from balancer.settings import Settings
+from tests.fakes.gguf_file import gguf, llama
+from tests.fakes.gpu_machine import GpuMachine, gpu
+from tests.fakes.scripted_instance import ScriptedInstance
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GpuMachine:
+    """Two GPUs, and programs that are there and are never run."""
+    for name in ("ollama", "llama-server"):
+        program = tmp_path / name
+        program.write_text("#!/bin/sh\nexit 1\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    machine = GpuMachine(tmp_path / "machine.json", monkeypatch)
+    machine.has(gpu(0), gpu(1))
+    return machine
+
+
+def settings(folder: Path, **told: Any) -> Settings:
+    model = folder / "tiny.gguf"
+    model.write_bytes(gguf(llama(), tensors=1))
+    runtimes = {"llama_server": {"models": [{"name": "tiny", "path": str(model)}]}}
+    return Settings.model_validate({"runtimes": runtimes, "state_dir": str(folder / "state"), **told})
+
+
+async def test_models_of_their_own_are_started_beside_named_instances_and_nothing_else(
+    machine: GpuMachine, tmp_path: Path
+) -> None:
+    found = await find(settings(tmp_path, instances=["http://127.0.0.1:9"]))
+
+    assert [each.name for each in found.provisioned.launches] == ["llama-server-tiny"]
+    assert [each.url for each in found.settings.instances] == ["http://127.0.0.1:9"]
+
+
+async def test_models_of_their_own_are_started_beside_gpu_instances_that_run_already(
+    machine: GpuMachine, tmp_path: Path
+) -> None:
+    async with ScriptedInstance().running() as one:
+        port = int(one.url.rpartition(":")[2])
+        found = await find(settings(tmp_path, gpu_instances=[{"gpu_id": 0, "port": port}]))
+
+        assert [each.name for each in found.provisioned.launches] == ["llama-server-tiny"]
+        assert [each.port for each in found.settings.gpu_instances] == [port]
+
+
+async def test_without_them_nothing_is_looked_for(machine: GpuMachine, tmp_path: Path) -> None:
+    told = settings(tmp_path, instances=["http://127.0.0.1:9"], runtimes={})
+
+    assert (await find(told)).provisioned.launches == ()
