@@ -38,7 +38,7 @@ def plan(files: Sequence[Path], *, gpus: Sequence[Device] | None, as_json: bool)
     except (SettingsError, CannotLaunch) as error:
         print(error, file=sys.stderr)
         return BAD_USAGE
-    told = [*notes, *found.notes, *_off(settings)]
+    told = [*notes, *found.notes, *_not_started(settings)]
     if as_json:
         print_json(as_data(found, told))
     else:
@@ -73,8 +73,12 @@ def _detected() -> tuple[Sequence[Device], Sequence[str]]:
     return detection.devices, reasons + detection.notes
 
 
-def _off(settings: Settings) -> list[str]:
-    return [] if settings.provision is Provision.AUTO else ["provision is off: serve starts none of them"]
+def _not_started(settings: Settings) -> list[str]:
+    if settings.provision is Provision.OFF:
+        return ["provision is off: serve starts none of them"]
+    if settings.instances:
+        return ["instances are named: serve starts those of gpu_instances and of runtimes alone beside them"]
+    return []
 
 
 def as_data(planned: Plan, notes: Sequence[str]) -> Mapping[str, object]:

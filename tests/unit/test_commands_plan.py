@@ -183,6 +183,16 @@ def test_configuration_decides(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert data["notes"] == ["provision is off: serve starts none of them"]
 
 
+def test_what_serve_does_not_start_beside_named_instances_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.yaml").write_text("instances: ['http://127.0.0.1:9']\n")
+
+    (note,) = told(capsys, "--gpus", "a:8", "--config", "a.yaml")["notes"]
+
+    assert note.startswith("instances are named: serve starts those of gpu_instances and of runtimes alone")
+
+
 @pytest.mark.parametrize(
     ("configuration", "fault"),
     [
