@@ -13,7 +13,7 @@ from pathlib import Path
 from balancer.core.device import CPU, Device
 from balancer.core.plan import PlannedInstance, Runtime
 from balancer.provisioning.model_files import Refused, runtime_of
-from balancer.provisioning.runtimes.base import CannotLaunch, Host, expanded
+from balancer.provisioning.runtimes.base import CannotLaunch, Host, absolute
 from balancer.provisioning.runtimes.shares import check_shares, split_over
 from balancer.settings import ServedModelSettings, Settings
 
@@ -132,10 +132,10 @@ def _entries(host: Host) -> Iterator[_Entry]:
     for runtime, models in listed.items():
         setting = f"runtimes.{runtime.name.lower()}.models"
         for model in models:
-            path = expanded(model.path, host.environ)
-            yield _Entry(setting, runtime, model, path, weights_bytes(Path(path)))
+            path = absolute(model.path, host.environ)
+            yield _Entry(setting, runtime, model, str(path), weights_bytes(path))
     for model in runtimes.models:
-        told = runtime_of(Path(expanded(model.path, host.environ)), vllm_enabled=runtimes.vllm.enabled)
+        told = runtime_of(absolute(model.path, host.environ), vllm_enabled=runtimes.vllm.enabled)
         if isinstance(told, Refused):
             raise CannotLaunch(f"model '{model.name}': {told.reason}")
         alone = [each for each in told.runtimes if each is not Runtime.OLLAMA]

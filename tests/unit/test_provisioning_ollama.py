@@ -138,6 +138,8 @@ def test_the_users_own_way_of_ollama_is_kept_and_their_layout_is_not(tmp_path: P
         (None, "/data/m", "/data/m"),
         ("/srv/m", "/data/m", "/srv/m"),
         ("~/m", None, "/home/u/m"),
+        ("m", None, f"{Path.cwd()}/m"),
+        (None, "m", f"{Path.cwd()}/m"),
     ],
 )
 def test_the_store_is_the_settings_else_the_variables_else_ollamas_own(

@@ -305,6 +305,18 @@ def test_all_parts_of_a_gguf_count(tmp_path: Path) -> None:
     assert weights_bytes(tmp_path / "big-00001-of-00003.gguf") == 30 * MIB
 
 
+def test_a_path_is_that_of_the_balancers_folder_wherever_the_process_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "b.gguf").write_bytes(gguf_file.gguf(gguf_file.llama(), tensors=1))
+    gguf(tmp_path, "a.gguf", 100)
+
+    found = planned(tmp_path, llama_server=[model("a", "a.gguf")], models=[model("b", "b.gguf")])
+
+    assert {each.model_path for each in found} == {str(tmp_path / "a.gguf"), str(tmp_path / "b.gguf")}
+
+
 @pytest.mark.parametrize(
     "name", ["missing", "empty", "missing.gguf", "missing/m-00001-of-00002.gguf", "long" * 100]
 )

@@ -71,6 +71,11 @@ def expanded(path: str, environ: Mapping[str, str]) -> str:
     return f"{home}/{path[2:]}" if home and path.startswith("~/") else path
 
 
+def absolute(path: str, environ: Mapping[str, str]) -> Path:
+    """The same from anywhere: managed processes do not run in the balancer's folder."""
+    return Path(expanded(path, environ)).absolute()
+
+
 def model_name(instance: PlannedInstance) -> str:
     """How an error calls what an instance of one model serves."""
     return f"'{instance.models[0]}'" if instance.models else f"of '{instance.name}'"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from balancer.core.plan import PlannedInstance
 from balancer.provisioning.launch import Launch
-from balancer.provisioning.runtimes.base import CannotLaunch, Host, expanded, find_program
+from balancer.provisioning.runtimes.base import CannotLaunch, Host, absolute, find_program
 from balancer.provisioning.runtimes.environment import inherited, pinned
 
 _INSTALL = "install Ollama (see ollama.com/download)"
@@ -57,7 +57,7 @@ def models_folder(host: Host) -> Path:
     """Where managed instances have their models; it need not be there yet."""
     own = f"{host.environ.get('HOME', '')}/.ollama/models"
     models_dir = host.settings.runtimes.ollama.models_dir or host.environ.get("OLLAMA_MODELS") or own
-    return Path(expanded(models_dir, host.environ))
+    return absolute(models_dir, host.environ)
 
 
 def _chosen(instance: PlannedInstance, host: Host) -> dict[str, str]:
