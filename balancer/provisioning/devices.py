@@ -178,8 +178,9 @@ class _Child:
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(what + b"\n")
-        with suppress(ConnectionError):  # it is gone; how it ended is told below
+        # Where it is gone already, uvloop raises RuntimeError at once; how it ended is told below.
+        with suppress(ConnectionError, RuntimeError):
+            process.stdin.write(what + b"\n")
             await process.stdin.drain()
         line = await process.stdout.readline()
         if not line.endswith(b"\n"):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from balancer.core.detection import DetectionOutcome, DeviceReading
 from balancer.provisioning import devices
@@ -282,6 +283,30 @@ async def test_a_child_that_crashes_is_replaced(machine: GpuMachine) -> None:
         await until(lambda: len(seen.readings) > told)
 
         assert "SIGSEGV" in seen.problems[0]
+
+
+def test_a_child_that_dies_between_two_readings_is_replaced_on_the_loop_of_serve(machine: GpuMachine) -> None:
+    machine.has(gpu())
+
+    async def watched() -> None:
+        seen = Seen(began=children())
+        watcher = DeviceWatcher(took=seen.readings.append, missed=seen.problems.append)
+        await watcher.run_once()
+        os.kill(child := seen.child, signal.SIGKILL)
+        await until(lambda: not Path(f"/proc/{child}").exists())  # the loop has heard of it
+        await watcher.run_once()
+        await watcher.run_once()
+
+        assert len(seen.readings) == 2
+        assert "SIGKILL" in seen.problems[0]
+        task = asyncio.create_task(watcher.run())
+        await asyncio.sleep(0)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        assert children() == seen.began
+
+    uvloop.run(watched())
 
 
 @pytest.mark.parametrize("body", ["print('what?')", "print('x' * 3_000_000)", "pass"])
