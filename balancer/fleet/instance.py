@@ -75,6 +75,7 @@ class Instance:
         self._leased_at: dict[ModelName, list[float]] = {}
         self._cooling_of: Counter[ModelName] = Counter()
         self._paused_until = float("-inf")
+        self._no_room_until = float("-inf")
         self._answered_at: dict[ModelName, float] = {}
         self._prefill_rates: dict[ModelName, float] = {}
         self._generations = 0
@@ -185,6 +186,9 @@ class Instance:
     def paused_until(self, now: float) -> float | None:
         return self._paused_until if now < self._paused_until else None
 
+    def no_room_until(self, now: float) -> float | None:
+        return self._no_room_until if now < self._no_room_until else None
+
     def gated_until(self, variant: Variant, now: float) -> float | None:
         return self.residency.gated_until(variant, now)
 
@@ -208,7 +212,10 @@ class Instance:
         self.residency.ended(variant)
         if not current:
             return
-        if outcome.kind == "rejected":
+        if outcome.kind == "no_room":  # nothing was asked of the instance, which serves on what it has
+            self._no_room_until = now + _PAUSE_SECONDS
+            self.residency.undoubt(began_at)
+        elif outcome.kind == "rejected":
             self.residency.let_through(variant)
         elif outcome.verdict is Verdict.NEUTRAL:
             self.pause(now + _PAUSE_SECONDS)

@@ -102,6 +102,11 @@ class Residency:
         believed to be there again once a list says so that was read when it would have been gone."""
         self._doubted[model] = now + EVICTION_SECONDS
 
+    def undoubt(self, since: float) -> None:
+        """Nothing was loaded since then, so nothing has made room since."""
+        doubted = self._doubted.items()
+        self._doubted = {model: until for model, until in doubted if until < since + EVICTION_SECONDS}
+
     def let_through(self, variant: Variant) -> None:
         """The instance refuses to load it, as it will refuse any request for it; let those tell."""
         if len(self._let_through) >= _LET_THROUGH_LIMIT:

@@ -106,11 +106,15 @@ def slot_free(ticket: Ticket, instance: InstanceView, _now: float) -> Hold | Non
     return Hold("no free slot")
 
 
-def loads_nothing_else(ticket: Ticket, instance: InstanceView, _now: float) -> Hold | None:
-    """Held where the variant is still to be loaded and something is being loaded already."""
-    if not ticket.needs_slot or ticket.variant is None or instance.loading is None:
+def may_load(ticket: Ticket, instance: InstanceView, now: float) -> Hold | None:
+    """Held where the variant is still to be loaded, and something is being loaded already or there was no
+    room a moment ago."""
+    if not ticket.needs_slot or ticket.variant is None:
         return None
-    return None if instance.warm(ticket.variant) else Hold("loading")
+    loading, no_room_until = instance.loading, instance.no_room_until(now)
+    if (loading is None and no_room_until is None) or instance.warm(ticket.variant):
+        return None
+    return Hold("loading") if loading is not None else Hold("no room for a load", no_room_until)
 
 
 def why_out(ticket: Ticket, instance: InstanceView, now: float) -> str | None:
@@ -146,5 +150,5 @@ HOLDS: tuple[HoldFilter, ...] = (
     not_paused,
     not_gated,
     slot_free,
-    loads_nothing_else,
+    may_load,
 )

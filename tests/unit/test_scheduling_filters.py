@@ -45,6 +45,8 @@ def reasons(decision: Decision) -> dict[str, str | None]:
         ({"loading": N, "resident": False}, [Hold("loading")]),
         ({"loading": M, "resident": False}, [Hold("loading")]),
         ({"loading": N, "resident": True}, []),
+        ({"no_room": 1001.0, "resident": False}, [Hold("no room for a load", 1001.0)]),
+        ({"no_room": 1001.0, "resident": True}, []),
         ({"resident": False}, []),
     ],
 )

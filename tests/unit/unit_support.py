@@ -100,6 +100,7 @@ class FakeView:
     reopens_at: float | None = None
     trials_left: bool = True
     paused: float | None = None
+    no_room: float | None = None
     gated: float | None = None
     unserved: frozenset[str] = frozenset()
     spare: bool = False
@@ -116,6 +117,9 @@ class FakeView:
 
     def paused_until(self, now: float) -> float | None:
         return self.paused
+
+    def no_room_until(self, now: float) -> float | None:
+        return self.no_room
 
     def gated_until(self, variant: Variant, now: float) -> float | None:
         return self.gated
