@@ -8,7 +8,7 @@ Where siblings are busy the load waits. One that is larger than its devices begi
 them for itself: Ollama then puts a part of it on the CPU.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from balancer.core.names import ModelName
 from balancer.core.ticket import InstanceId
@@ -26,6 +26,8 @@ _UNLOAD_SECONDS = 10.0
 _MEASURED_LIMIT = 1000
 _WEDGED_AFTER = 3
 """So many loads in a row met the end of memory though nothing else was loaded there: it is the process."""
+
+Resident = tuple[Instance, ModelName]
 
 
 class NoRoom(Exception):
@@ -54,22 +56,25 @@ class Room:
         self._measured: dict[tuple[InstanceId, ModelName], int] = {}
         self._met: dict[InstanceId, int] = {}
 
-    async def promise(self, instance: Instance, variant: Variant) -> Promise | None:
-        """A promise of what a load needs, once there is room for it; None where its devices, which it has
-        for itself, have less than it needs. Raises NoRoom."""
+    async def promise(self, instance: Instance, variant: Variant) -> Promise:
+        """A promise of what a load needs, once there is room for it; of all that its devices have where it
+        needs more and has them for itself. Raises NoRoom; nothing is unloaded where that would not help."""
         need = self.need_bytes(instance, variant)
         while True:
-            holdings = self._holdings()
-            promise = self._ledger.promise(instance.id, need, holdings)
+            promise = self._ledger.promise(instance.id, need, self._holdings())
             if promise is not None:
                 return promise
-            idle = self._idle_longest(instance, variant.model)
-            if idle is not None:
-                await self._unload(*idle)
-                continue
-            if any(each.used_bytes or each.busy for each in holdings if each.instance != instance.id):
+            idle = self._idle(instance, variant.model)
+            left = self._holdings(without=idle)
+            alone = not any(each.used_bytes or each.busy for each in left if each.instance != instance.id)
+            if not alone and not self._ledger.has_room(instance.id, need, left):
                 raise NoRoom
-            return None
+            if not idle:
+                whole = self._ledger.promise_whole(instance.id)
+                if whole is None:
+                    raise NoRoom
+                return whole
+            await self._unload(*min(idle, key=lambda pair: pair[0].answered_at(pair[1])))
 
     def need_bytes(self, instance: Instance, variant: Variant) -> int:
         """What a variant takes of the devices there: as measured of the model, else by its files."""
@@ -104,18 +109,21 @@ class Room:
             self._met[instance.id] = 0
         self._log.warning("out_of_memory", instance=instance.id, limit_bytes=limit, restarts=restarts)
 
-    def _holdings(self) -> list[Holding]:
+    def _holdings(self, *, without: Collection[Resident] = ()) -> list[Holding]:
         return [
-            Holding(each.id, sum(_used_bytes(row) for row in _rows(each)), each.running > 0)
+            Holding(
+                each.id,
+                sum(_used_bytes(row) for model, row in _rows(each) if (each, model) not in without),
+                each.running > 0,
+            )
             for each in self._fleet.instances()
             if self._ledger.share(each.id) is not None
         ]
 
-    def _idle_longest(self, instance: Instance, wanted: ModelName) -> tuple[Instance, ModelName] | None:
-        """Of models that serve nobody in its siblings, or beside it where it has any, the one that has not
-        answered for longest."""
+    def _idle(self, instance: Instance, wanted: ModelName) -> list[Resident]:
+        """Models that serve nobody, in its siblings, or beside it where it has any."""
         siblings = self._ledger.siblings(instance.id)
-        idle = [
+        return [
             (each, model)
             for each in self._fleet.usable()
             if each.inventory is not None
@@ -123,7 +131,6 @@ class Room:
             for model in each.inventory.runners
             if not each.running_of(model) and not (each is instance and model == wanted)
         ]
-        return min(idle, key=lambda pair: pair[0].answered_at(pair[1]), default=None)
 
     async def _unload(self, sibling: Instance, model: ModelName) -> None:
         """Raises NoRoom where it cannot be done."""
@@ -139,9 +146,9 @@ class Room:
         self._log.info("unloaded_for_room", instance=sibling.id, model=model)
 
 
-def _rows(instance: Instance) -> list[Row]:
+def _rows(instance: Instance) -> list[tuple[ModelName, Row]]:
     runners = instance.inventory.runners if instance.inventory else {}
-    return [each.row for each in runners.values()]
+    return [(each.model, each.row) for each in runners.values()]
 
 
 def _used_bytes(row: Row) -> int:

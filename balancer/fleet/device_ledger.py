@@ -80,14 +80,34 @@ class DeviceLedger:
     ) -> Promise | None:
         """Promise memory, an equal part on each of its devices; None where one has not so much left.
         `holdings` are those of all planned instances."""
+        if not self.has_room(instance, need_bytes, holdings):
+            return None
+        return self._keep(instance, self._parts(instance, need_bytes))
+
+    def promise_whole(self, instance: InstanceId) -> Promise | None:
+        """Promise all that its devices have; None where something is promised of one already."""
         share = self._shares.get(instance)
         devices = share.devices if share is not None else ()
-        part = -(-need_bytes // max(1, len(devices)))
-        if any(part > self.room_bytes(instance, each, holdings) for each in devices):
+        if any(self.promised_bytes(each) for each in devices):
             return None
-        promise = Promise(next(self._ids), instance, tuple((each, part) for each in devices))
+        whole = tuple((each, self._capacities.get(each, 0)) for each in devices)
+        return self._keep(instance, whole)
+
+    def has_room(self, instance: InstanceId, need_bytes: int, holdings: Sequence[Holding] = ()) -> bool:
+        """Whether so much could be promised."""
+        parts = self._parts(instance, need_bytes)
+        return all(part <= self.room_bytes(instance, each, holdings) for each, part in parts)
+
+    def _keep(self, instance: InstanceId, parts: tuple[tuple[str, int], ...]) -> Promise:
+        promise = Promise(next(self._ids), instance, parts)
         self._out[promise.id] = promise
         return promise
+
+    def _parts(self, instance: InstanceId, need_bytes: int) -> tuple[tuple[str, int], ...]:
+        """An equal part on each of its devices."""
+        share = self._shares.get(instance)
+        devices = share.devices if share is not None else ()
+        return tuple((each, -(-need_bytes // len(devices))) for each in devices)
 
     def room_bytes(self, instance: InstanceId, device: str, holdings: Iterable[Holding]) -> int:
         """What an instance may still take of a device."""

@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
+from balancer.control.room import NoRoom
+from balancer.core.names import canonical_name
 from balancer.core.ticket import InstanceId
+from balancer.core.variant import Variant
 from balancer.fleet.device_ledger import Share
 from tests.fakes.raw_client import Answer
 from tests.fakes.running_balancer import Running, balancing, until
@@ -123,6 +126,30 @@ async def test_a_load_waits_while_the_sibling_serves() -> None:
         assert seen == ["unload m", "load n"]
 
 
+async def test_what_is_in_memory_is_served_beside_a_load_that_waits_for_room() -> None:
+    seen: list[str] = []
+    one, two = Sized("m", seen, loaded=True), Sized("n", seen)
+    small = {"name": "w", "model": "w", "digest": "w", "size": GIB, "size_vram": GIB}
+    two.lies["/api/tags"] = json.dumps({"models": [two.row, small]}).encode()
+    two.lies["/api/ps"] = json.dumps({"models": [small]}).encode()
+    async with one.running(), two.running(), balancing(one, two) as running:
+        plan(running)
+        one.may_end.clear()
+        serving = ask(running, "m")
+        await until(lambda: running.balancer.dispatcher.leases, "a request at the sibling")
+        waiting = ask(running, "n")
+        await until(lambda: running.logged("load_ended"), "a load that found no room")
+
+        for _ in range(20):
+            assert (await ask(running, "w")).status == 200
+
+        assert not waiting.done()
+        assert seen == [], "nothing is unloaded where that makes too little room"
+        assert len(running.logged("load_ended")) < 20, "no load is tried for each request"
+        one.may_end.set()
+        assert (await serving).status == (await waiting).status == 200
+
+
 async def test_model_larger_than_its_device_is_loaded_once_it_has_it_for_itself() -> None:
     seen: list[str] = []
     async with siblings(seen, gib=20) as (_, running):
@@ -130,6 +157,23 @@ async def test_model_larger_than_its_device_is_loaded_once_it_has_it_for_itself(
 
         assert (await ask(running, "n")).status == 200
         assert seen == ["unload m", "load n"]
+
+
+async def test_of_two_models_larger_than_the_device_one_is_loaded_after_the_other() -> None:
+    seen: list[str] = []
+    one, two = Sized("m", seen, gib=20), Sized("n", seen, gib=20)
+    async with one.running(), two.running(), balancing(one, two) as running:
+        plan(running)
+        room, ledger = running.balancer.room, running.balancer.device_ledger
+        first, second = running.balancer.fleet.instances()
+
+        promise = await room.promise(first, Variant(canonical_name("m")))
+        with pytest.raises(NoRoom):
+            await room.promise(second, Variant(canonical_name("n")))
+        ledger.settle(promise)
+
+        ledger.settle(await room.promise(second, Variant(canonical_name("n"))))
+        assert ledger.promised_bytes("0") == 0
 
 
 async def test_end_of_memory_shrinks_what_is_promised_and_then_restarts() -> None:
