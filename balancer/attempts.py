@@ -62,6 +62,8 @@ _LOADED_SECONDS = 1.0
 _ERROR_BODY_BYTES = 65536
 _ERROR_BODY_SECONDS = 2.0
 _WHOLE = Outcome(verdict=Verdict.SUCCESS, kind="ok")
+_CURES = 2
+"""So often a request is sent again to where its slot was lost, after an unload and after a restart."""
 _FULL_SECONDS = 1.0
 """An instance that says that its queue is full is asked again after so long."""
 
@@ -69,11 +71,12 @@ _FULL_SECONDS = 1.0
 class _Try:
     """One lease and what is sent under it; no two are equal."""
 
-    __slots__ = ("lease", "upstream")
+    __slots__ = ("lease", "streams", "upstream")
 
-    def __init__(self, lease: Lease, upstream: UpstreamRequest) -> None:
+    def __init__(self, lease: Lease, upstream: UpstreamRequest, *, streams: bool) -> None:
         self.lease = lease
         self.upstream = upstream
+        self.streams = streams
 
 
 class Attempts:
@@ -172,7 +175,7 @@ class Attempts:
             except InstanceError as error:
                 failure, reason, retry = error, error.kind, _retry(error)
                 broke_down = not isinstance(error, Unfinished | Unserved)
-            cured = isinstance(failure, SlotLost) and failure.cured
+            cured = isinstance(failure, SlotLost) and failure.cured and ticket.attempt <= _CURES
             ticket = ticket.again() if cured else ticket.excluding(lease.instance)
             if not self._may_retry(ticket, retry, lease if broke_down else None):
                 if failure is None:
@@ -182,7 +185,8 @@ class Attempts:
     async def _exchange(self, lease: Lease, record: RequestRecord, upstream: UpstreamRequest) -> Exchange:
         """As the client's, with a probe of an instance that stays silent: should it turn out to be
         down, the exchange fails and the request can go elsewhere. The lease goes back where it fails."""
-        silent = _Try(lease, upstream)
+        operation = record.operation
+        silent = _Try(lease, upstream, streams=operation is not None and operation.stream)
         self._silent.begin(silent)
         try:
             if lease.runtime is not Runtime.OLLAMA:
@@ -245,7 +249,7 @@ class Attempts:
 
     def _stays_silent(self, silent: _Try) -> None:
         since = self._clock.monotonic() - _SILENCE_SECONDS
-        self._long_silent[silent] = Silence(silent.lease, since)
+        self._long_silent[silent] = Silence(silent.lease, since, silent.streams)
         self._look(silent.lease.instance)
 
     def _may_retry(self, ticket: Ticket, retry: Retry, broken: Lease | None) -> bool:

@@ -3,9 +3,12 @@
 Ollama can lose a slot of a runner for good, when a reader stalls and leaves: its lists look healthy, and
 each request for the model waits for ever. To unload the model cures it. What is slow only must not be
 taken for it, so the watch acts on evidence alone: the runner itself says, twice, that it is idle while
-requests wait for it; or, where nobody can ask the runner, nothing came for much longer than the prompt
-should take, and more than one request met that.
-Source: observed on Ollama v0.33 (readers that stop, unload as the cure in 4 of 4).
+requests wait for it for longer than Ollama may need to make a prompt of them; or, where nobody can ask the
+runner, nothing of a stream came for much longer than the prompt should take, and more than one request met
+that.
+Source: observed on Ollama v0.33 (readers that stop, unload as the cure in 4 of 4; a chat that is too long,
+of which it drops the oldest messages one by one and counts the tokens each time, while its runner idles:
+25 s for 400 KB in 400 messages).
 """
 
 import asyncio
@@ -29,6 +32,11 @@ _HOLD_SECONDS = 2.0
 _CURE_LASTS_SECONDS = 600.0
 """Where a cured runner stalls again within so long, an unload is no cure."""
 _PREDICTED_TIMES = 3.0
+_UNKNOWN_TOKENS_PER_SECOND = 50.0
+"""What a prompt is evaluated at where nothing was measured."""
+_CUT_TOKENS_SQUARED_PER_SECOND = 1.5e8
+"""To cut a chat of short messages takes Ollama time in the square of its length."""
+_CUT_LONGEST_SECONDS = 900.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,26 +130,38 @@ class StallWatch:
 
     async def _examine(self, pair: Pair, waiting: Sequence[Silence]) -> None:
         instance, model = self._fleet.get(pair[0]), pair[1]
-        since = max(min(each.since for each in waiting), self._loading_until.get(instance.id, float("-inf")))
-        seconds = self._clock.monotonic() - since
+        loading_until = self._loading_until.get(instance.id, float("-inf"))
+        since = max(min(each.since for each in waiting), loading_until)
+        now = self._clock.monotonic()
         if not instance.is_ollama or not instance.resident(model) or instance.loading is not None:
             return
-        if seconds < self.times.ask or instance.running_of(model) > len(waiting):
+        if now - since < self.times.ask or instance.running_of(model) > len(waiting):
             return
         suspicion = self._suspicions.setdefault(pair, _Suspicion(since))
-        suspicion.leases.update(each.lease.id for each in waiting)
+        suspicion.leases.update(each.lease.id for each in waiting if each.streams)
         idle = await self._is_idle(instance, model)
-        suspicion.idle_looks = suspicion.idle_looks + 1 if idle else 0
+        overdue = any(now - max(each.since, loading_until) >= self._ask_seconds(each) for each in waiting)
+        suspicion.idle_looks = suspicion.idle_looks + 1 if idle and overdue else 0
         told = suspicion.idle_looks >= 2
-        if idle is None and seconds >= self._patience_seconds(instance, waiting):
+        if idle is None and now - since >= self._patience_seconds(instance, waiting):
             told = len(suspicion.leases) >= 2
         if told and self._suspicions.get(pair) is suspicion:
             del self._suspicions[pair]
-            await self._act(instance, model, waiting, seconds)
+            await self._act(instance, model, waiting, now - since)
+
+    def _ask_seconds(self, silence: Silence) -> float:
+        """How long Ollama may work on a request before its runner does."""
+        cut = (silence.lease.ticket.prompt_tokens or 0) ** 2 / _CUT_TOKENS_SQUARED_PER_SECOND
+        return max(self.times.ask, min(cut, _CUT_LONGEST_SECONDS))
 
     def _patience_seconds(self, instance: Instance, waiting: Sequence[Silence]) -> float:
-        predicted = (instance.prefill_seconds(each.lease.ticket) for each in waiting)
-        return max(self.times.silent, _PREDICTED_TIMES * max(predicted, default=0.0))
+        """Where none can be asked; their prompts may be evaluated one after the other."""
+        predicted = sum(self._prefill_seconds(instance, each) for each in waiting)
+        return max(self.times.silent, _PREDICTED_TIMES * predicted)
+
+    def _prefill_seconds(self, instance: Instance, silence: Silence) -> float:
+        ticket = silence.lease.ticket
+        return instance.prefill_seconds(ticket) or (ticket.prompt_tokens or 0) / _UNKNOWN_TOKENS_PER_SECOND
 
     async def _act(
         self, instance: Instance, model: ModelName, waiting: Sequence[Silence], seconds: float

@@ -88,10 +88,12 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Silence(msgspec.Struct, frozen=True):
-    """A lease under which no byte of an answer has come since then (monotonic seconds)."""
+    """A lease under which no byte of an answer has come since then (monotonic seconds). One that does not
+    stream is silent until its answer is whole."""
 
     lease: Lease
     since: float
+    streams: bool
 
 
 class Verdict(StrEnum):

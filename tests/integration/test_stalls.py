@@ -141,6 +141,57 @@ async def test_where_no_runner_can_be_asked_a_second_request_must_meet_the_silen
         assert [each["action"] for each in events] == ["unload"]
 
 
+async def test_answers_that_do_not_stream_are_no_evidence_where_no_runner_can_be_asked() -> None:
+    async with LeakyInstance().running() as one, balancing(one, each={"slots": 2}) as running:
+        assert isinstance(one, LeakyInstance)
+        manage(running)
+        says_idle(running, None)
+        whole_answers = {"model": "m", "prompt": "hi", "stream": False}
+        asked = [asyncio.create_task(running.ask("/api/generate", whole_answers)) for _ in range(2)]
+        await until(lambda: len(running.balancer.attempts.silences()) == 2, "silent requests")
+        running.balancer.stall_watch.times = replace(QUICK, silent=0.0)
+
+        for _ in range(10):
+            await running.balancer.stall_watch.look()
+
+        assert running.logged("slot_lost") == []
+        for each in asked:
+            each.cancel()
+
+
+@pytest.mark.parametrize("idle", [True, None])
+async def test_a_large_request_may_be_silent_for_longer(idle: bool | None) -> None:
+    async with LeakyInstance().running() as one, balancing(one, each={"slots": 2}) as running:
+        assert isinstance(one, LeakyInstance)
+        manage(running)
+        says_idle(running, idle)
+        chat = {"model": "m", "messages": [{"role": "user", "content": "x" * 400_000}]}
+        asked = [asyncio.create_task(running.ask("/api/chat", chat)) for _ in range(2)]
+        await until(lambda: len(running.balancer.attempts.silences()) == 2, "silent requests")
+        running.balancer.stall_watch.times = replace(QUICK, silent=0.0)
+
+        for _ in range(10):
+            await running.balancer.stall_watch.look()
+
+        assert running.logged("slot_lost") == []
+        for each in asked:
+            each.cancel()
+
+
+async def test_a_request_that_every_cure_fails_is_not_sent_again_for_ever() -> None:
+    async with LeakyInstance(incurable=True).running() as one, balancing(one) as running:
+        assert isinstance(one, LeakyInstance)
+        manage(running)
+        says_idle(running, True)
+        running.balancer.stall_watch._restart = lambda _instance: True
+        asked = ask(running)
+
+        events = await told(running, [asked])
+
+        assert (await asked).status == 502
+        assert [each["action"] for each in events] == ["unload", "restart", "restart"]
+
+
 async def test_an_answer_between_them_clears_the_suspicion() -> None:
     async with LeakyInstance().running() as one, balancing(one) as running:
         assert isinstance(one, LeakyInstance)
