@@ -288,6 +288,8 @@ def test_a_raw_prompt_takes_nothing_that_needs_the_template(field: str) -> None:
         ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "function"),
         ({"format": 3}, "format"),
         ({"think": "deeply"}, "think"),
+        ({"think": ["low"]}, "think"),
+        ({"think": {}}, "think"),
     ],
 )
 def test_what_cannot_be_read_is_refused_by_its_name(more: dict[str, Any], named: str) -> None:

@@ -169,7 +169,7 @@ def _thinking(think: object, runtime: Runtime) -> dict[str, object]:
     """Templates know `enable_thinking`, some `thinking`; how hard is a parameter of its own in vLLM."""
     if think is None:
         return {}
-    if not isinstance(think, bool) and think not in _LEVELS:
+    if not isinstance(think, bool) and not (isinstance(think, str) and think in _LEVELS):
         raise Unserved("'think' must be true, false, low, medium, high or max")
     wanted: dict[str, object] = {"enable_thinking": think is not False, "thinking": think is not False}
     if isinstance(think, bool):
