@@ -51,6 +51,8 @@ RUNTIME_LACKS = "the runtime does not serve the model in this way"
 _NO_SUCH_PATH = frozenset({'{"detail":"Not Found"}', '{"detail":"Method Not Allowed"}', "File Not Found"})
 
 _RULES: tuple[tuple[frozenset[int], Failure, tuple[str, ...]], ...] = (
+    # llama.cpp b11669, common/chat.cpp; first, as they repeat what the client sent, whatever that says.
+    (frozenset({500}), REQUEST, ("failed to parse tools: ", "failed to parse messages: ")),
     # server/sched.go ErrMaxQueue: the scheduler's queue is full, which says that loads wait there.
     (frozenset({503}), BUSY, ("maximum pending requests exceeded", "server busy")),
     # server/routes.go: the model, or a file of it, is not in this instance's store. vLLM, ErrorResponse.
@@ -111,6 +113,7 @@ _RULES: tuple[tuple[frozenset[int], Failure, tuple[str, ...]], ...] = (
     # The model cannot do what is asked, wherever it is.
     (frozenset({501}), REQUEST, ("does not support",)),
     # api/types.go, server/prompt.go, template: the request, or the model's template, would fail anywhere.
+    # The last of them are llama-server's own, as observed of llama.cpp b11669.
     (
         frozenset({500}),
         REQUEST,
@@ -124,9 +127,12 @@ _RULES: tuple[tuple[frozenset[int], Failure, tuple[str, ...]], ...] = (
             "failed to parse grammar",
             "invalid json schema",
             "invalid image input",
-            "image input is not supported",
+            "input is not supported",
             "the model produced output that does not match",
             "cannot unmarshal",
+            "is too large to process",
+            "does not support logits computation",
+            "' is required",
         ),
     ),
 )
