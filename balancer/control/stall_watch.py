@@ -30,7 +30,7 @@ _UNLOAD_SECONDS = 5.0
 _HOLD_SECONDS = 2.0
 """So long the instance takes nothing, that what is sent again finds the model unloaded."""
 _CURE_LASTS_SECONDS = 600.0
-"""Where a cured runner stalls again within so long, an unload is no cure."""
+"""Where a runner stalls again within so long and has answered nobody since, an unload is no cure."""
 _PREDICTED_TIMES = 3.0
 _UNKNOWN_TOKENS_PER_SECOND = 50.0
 """What a prompt is evaluated at where nothing was measured."""
@@ -166,11 +166,12 @@ class StallWatch:
     async def _act(
         self, instance: Instance, model: ModelName, waiting: Sequence[Silence], seconds: float
     ) -> None:
-        """Cure it by an unload where that is allowed; one that was cured lately is restarted where it is
-        ours, else left alone by the breaker of the model there."""
+        """Cure it by an unload where that is allowed; one that was, lately and in vain, is restarted where it
+        is ours, else left alone by the breaker of the model there."""
         now = self._clock.monotonic()
         pair = instance.id, model
-        again = now - self._cured_at.get(pair, float("-inf")) < _CURE_LASTS_SECONDS
+        cured_at = self._cured_at.get(pair, float("-inf"))
+        again = now - cured_at < _CURE_LASTS_SECONDS and instance.answered_at(model) <= cured_at
         may_unload = instance.spec.managed or self.unload_all
         restarts = again and instance.spec.managed and self._restart(instance.id)
         cures = (may_unload and not again) or restarts

@@ -244,6 +244,20 @@ async def test_attached_instance_is_unloaded_where_that_is_allowed() -> None:
             assert len(one.unloads) == 1
 
 
+async def test_what_has_answered_since_its_cure_is_cured_in_the_same_way() -> None:
+    async with LeakyInstance().running() as one, balancing(one) as running:
+        assert isinstance(one, LeakyInstance)
+        manage(running)
+        says_idle(running, True)
+        for _ in range(2):
+            one.leaking = True
+            asked = ask(running)
+            await told(running, [asked])
+            assert (await asked).status == 200
+
+        assert [each["action"] for each in running.logged("slot_lost")] == ["unload", "unload"]
+
+
 async def test_what_stalls_again_after_the_cure_is_restarted() -> None:
     async with LeakyInstance(incurable=True).running() as one, balancing(one) as running:
         assert isinstance(one, LeakyInstance)
