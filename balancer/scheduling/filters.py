@@ -58,10 +58,10 @@ def serves_path(ticket: Ticket, instance: InstanceView, _now: float) -> str | No
 
 
 def small_enough(ticket: Ticket, instance: InstanceView, _now: float) -> str | None:
-    """Out where the instance is spare, and the model too large for it."""
-    if not instance.spare or ticket.variant is None or instance.small_enough(ticket.variant.model):
+    """Out where the instance is spare, and the model too large to run there."""
+    if not instance.spare or not ticket.needs_slot or ticket.variant is None:
         return None
-    return "too large for a spare instance"
+    return None if instance.small_enough(ticket.variant.model) else "too large for a spare instance"
 
 
 def breaker_not_open(ticket: Ticket, instance: InstanceView, now: float) -> str | None:

@@ -144,6 +144,10 @@ def test_a_request_without_a_model_goes_to_any_that_is_up() -> None:
     assert decision.picked == "b"
 
 
+def test_a_spare_instance_answers_what_runs_nothing_of_any_model() -> None:
+    assert decide(view("a", usable=False), view("b", spare=True, small=False), needs_slot=False).picked == "b"
+
+
 def test_a_request_that_needs_no_slot_never_waits_for_one() -> None:
     assert decide(view("a", free=False), needs_slot=False).picked == "a"
 
