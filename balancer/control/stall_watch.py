@@ -145,7 +145,8 @@ class StallWatch:
         told = suspicion.idle_looks >= 2
         if idle is None and now - since >= self._patience_seconds(instance, waiting):
             told = len(suspicion.leases) >= 2
-        if told and self._suspicions.get(pair) is suspicion:
+        silent = {each.lease.id for each in self._silences()}  # the runner took its time to tell
+        if told and all(each.lease.id in silent for each in waiting):
             del self._suspicions[pair]
             await self._act(instance, model, waiting, now - since)
 

@@ -21,6 +21,7 @@ from tests.fakes.scripted_instance import (
     SeenRequest,
     Send,
     Stall,
+    Wait,
     chunked,
     whole,
 )
@@ -139,6 +140,31 @@ async def test_where_no_runner_can_be_asked_a_second_request_must_meet_the_silen
 
         assert (await second).status == 200
         assert [each["action"] for each in events] == ["unload"]
+
+
+async def test_an_answer_while_the_runner_is_asked_is_no_lost_slot() -> None:
+    may_answer = asyncio.Event()
+    async with ScriptedInstance().running() as one, balancing(one) as running:
+        one.otherwise = lambda _seen: (ReadBody(), Wait(may_answer), Send(chunked(DONE)))
+        manage(running)
+        looks: list[object] = []
+
+        async def is_idle(*_: object) -> bool:
+            looks.append(running.balancer.attempts.silences())
+            if len(looks) == 2:
+                may_answer.set()
+                await until(lambda: not running.balancer.attempts.silences(), "an answer")
+            return True
+
+        running.balancer.stall_watch._is_idle = is_idle
+        asked = ask(running)
+        await until(running.balancer.attempts.silences, "a silent request")
+        await running.balancer.stall_watch.look()
+        await running.balancer.stall_watch.look()
+
+        assert len(looks) == 2
+        assert (await asked).status == 200
+        assert running.logged("slot_lost") == []
 
 
 async def test_answers_that_do_not_stream_are_no_evidence_where_no_runner_can_be_asked() -> None:
