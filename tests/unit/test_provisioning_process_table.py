@@ -26,6 +26,7 @@ def process(pid: int, parent: int) -> Process:
     return Process(pid=pid, parent=parent, session=1, started=1, alive=True)
 
 
+_TELLS_AND_WAITS = "print('ready', flush=True); input()"
 TABLE = {
     each.pid: each for each in [process(1, 0), process(2, 1), process(3, 2), process(4, 3), process(5, 1)]
 }
@@ -80,21 +81,25 @@ def test_what_cannot_be_read_is_no_process(tmp_path: Path, text: str) -> None:
 
 def test_command_line_and_environment_are_read_as_they_were_given() -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", "input()", "a b", ""], stdin=subprocess.PIPE, env={"A": "1=2", "B": ""}
+        [sys.executable, "-c", _TELLS_AND_WAITS, "a b", ""],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={"A": "1=2", "B": ""},
     ) as child:
-        read_once_it_runs(child)
+        wait_until_it_runs(child)
         told = arguments(child.pid), command(child.pid), environment(child.pid)
         child.kill()
 
-    assert told[0] == [sys.executable, "-c", "input()", "a b", ""]
-    assert told[1] == f"{sys.executable} -c input() a b"
+    assert told[0] == [sys.executable, "-c", _TELLS_AND_WAITS, "a b", ""]
+    assert told[1] == f"{sys.executable} -c {_TELLS_AND_WAITS} a b"
     assert {"A": "1=2", "B": ""}.items() <= told[2].items()
     assert environment(child.pid) == {}
 
 
-def read_once_it_runs(child: "subprocess.Popen[bytes]") -> None:
-    """Popen returns once the program was begun, so that /proc tells of it and no longer of this one."""
-    assert arguments(child.pid)[0] == sys.executable
+def wait_until_it_runs(child: "subprocess.Popen[bytes]") -> None:
+    """Until it says so: a program that has only just begun has no arguments in the table yet."""
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"ready\n"
 
 
 def test_a_signal_reaches_the_process_that_is_meant() -> None:
