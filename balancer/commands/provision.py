@@ -17,11 +17,12 @@ from balancer.core.detection import Detection
 from balancer.core.plan import Plan, PlannedInstance
 from balancer.errors import InstanceError
 from balancer.provisioning.devices import detect
-from balancer.provisioning.existing import Situation, look_around, ports_of
+from balancer.provisioning.existing import Situation, look_around
 from balancer.provisioning.last_plan import keep_plan, last_plan, left_running
 from balancer.provisioning.planning import DETECT_SECONDS, planned, taken_ports
 from balancer.provisioning.provisioned import NOTHING, Provisioned
 from balancer.provisioning.runtimes import CannotLaunch, Host, launches
+from balancer.provisioning.sockets import ports_of
 from balancer.provisioning.state_folder import FolderTaken, FolderUnusable, StateFolder, state_path
 from balancer.settings import InstanceSettings, Provision, Settings, SettingsError
 from balancer.upstream.control_client import ControlClient

@@ -8,21 +8,18 @@ the ports that Ollamas usually have, its port can still be had. These calls bloc
 import os
 import pwd
 import re
-import socket
-import struct
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from itertools import islice
 from pathlib import Path
 
-from balancer.provisioning.process_table import PROC, environment, holder_of, pids, read_text
+from balancer.provisioning.process_table import PROC, environment, pids, read_text
+from balancer.provisioning.sockets import Listener, descriptors, holder_of, listeners
 
 OLLAMA_PORT = 11434
 # Where further Ollamas of one machine are put by hand; those of the balancer come after.
 _USUAL_PORTS = range(OLLAMA_PORT, 11500)
-_LISTEN = "0A"
 _NAMES = frozenset(("ollama", ".ollama-wrapped"))
 _FORWARDERS = frozenset(("docker-proxy", "rootlessport", "pasta", "pasta.avx2", "slirp4netns"))
 _SERVICE = re.compile(r"/([^/\s]+)\.service$", re.MULTILINE)
@@ -89,25 +86,13 @@ class Situation:
     sentences: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Listener:
-    host: str
-    port: int
-    uid: int
-    inode: str
-
-    @property
-    def address(self) -> str:
-        return f"{self.host}:{self.port}"
-
-
 @dataclass(slots=True)
 class _Sockets:
     """Who listens on this machine; each listener is given to one server at most."""
 
-    left: list[_Listener] = field(default_factory=list)
+    left: list[Listener] = field(default_factory=list)
 
-    def take(self, wanted: Sequence[_Listener]) -> tuple[str, ...]:
+    def take(self, wanted: Sequence[Listener]) -> tuple[str, ...]:
         self.left = [each for each in self.left if each not in wanted]
         return tuple(dict.fromkeys(each.address for each in wanted))
 
@@ -129,16 +114,12 @@ def look_around(*, gpus: bool, managed: Collection[int] = (), proc: Path = PROC)
 def find_existing(*, managed: Collection[int] = (), proc: Path = PROC) -> tuple[ExistingOllama, ...]:
     """Every Ollama server of this machine but those on the `managed` ports, the one on Ollama's own port
     first."""
-    listeners = [*_listeners(proc / "net" / "tcp"), *_listeners(proc / "net" / "tcp6")]
-    mine = {each.inode for each in listeners if each.port in managed}
-    sockets = _Sockets([each for each in listeners if each.port not in managed])
-    open_first = sorted(
-        (pid for pid in pids(proc) if _serves(proc / str(pid))),
-        key=lambda pid: (_inodes(proc / str(pid)) is None, pid),
-    )
-    seen = [
-        _existing(pid, sockets, proc) for pid in open_first if not mine & (_inodes(proc / str(pid)) or set())
-    ]
+    listening = listeners(proc=proc)
+    mine = {each.inode for each in listening if each.port in managed}
+    sockets = _Sockets([each for each in listening if each.port not in managed])
+    held = {pid: descriptors(pid, proc=proc) for pid in pids(proc) if _serves(proc / str(pid))}
+    open_first = sorted(held, key=lambda pid: (held[pid] is None, pid))
+    seen = [_existing(pid, held[pid], sockets, proc) for pid in open_first if not mine & (held[pid] or set())]
     own_port = f":{OLLAMA_PORT}"
     return tuple(
         sorted(
@@ -146,13 +127,6 @@ def find_existing(*, managed: Collection[int] = (), proc: Path = PROC) -> tuple[
             key=lambda each: (not (each.addresses and each.addresses[0].endswith(own_port)), each.addresses),
         )
     )
-
-
-def ports_of(holders: Collection[int], *, proc: Path = PROC) -> frozenset[int]:
-    """The ports on which some processes listen."""
-    inodes = {inode for pid in holders for inode in _inodes(proc / str(pid)) or ()}
-    listeners = (*_listeners(proc / "net" / "tcp"), *_listeners(proc / "net" / "tcp6"))
-    return frozenset(each.port for each in listeners if each.inode in inodes)
 
 
 def _told(existing: ExistingOllama, *, gpus: bool) -> Iterator[str]:
@@ -173,7 +147,7 @@ def _serves(process: Path) -> bool:
     return named and len(arguments) > 1 and arguments[1] in ("serve", "start")
 
 
-def _existing(pid: int, sockets: _Sockets, proc: Path) -> ExistingOllama:
+def _existing(pid: int, held: set[str] | None, sockets: _Sockets, proc: Path) -> ExistingOllama:
     process = proc / str(pid)
     control_groups = read_text(process / "cgroup")
     container = _CONTAINER.search(control_groups)
@@ -184,7 +158,7 @@ def _existing(pid: int, sockets: _Sockets, proc: Path) -> ExistingOllama:
     service = _SERVICE.search(control_groups)
     models_dir = _models_dir(pid, uid, proc)
     return ExistingOllama(
-        addresses=sockets.take(_listening(process, uid, sockets)),
+        addresses=sockets.take(_listening(held, uid, sockets)),
         pid=pid,
         user=_user_name(uid),
         unit=service[1] if service else None,
@@ -194,10 +168,9 @@ def _existing(pid: int, sockets: _Sockets, proc: Path) -> ExistingOllama:
     )
 
 
-def _listening(process: Path, uid: int | None, sockets: _Sockets) -> list[_Listener]:
-    inodes = _inodes(process)
-    if inodes is not None:
-        return [each for each in sockets.left if each.inode in inodes]
+def _listening(held: set[str] | None, uid: int | None, sockets: _Sockets) -> list[Listener]:
+    if held is not None:
+        return [each for each in sockets.left if each.inode in held]
     # Its files are closed to us, but everyone may read which user listens where.
     usual = (each for each in sockets.left if each.uid == uid and each.port in _USUAL_PORTS)
     first = min(usual, key=lambda each: each.port, default=None)
@@ -219,7 +192,7 @@ def _with_hidden(seen: Sequence[ExistingOllama], sockets: _Sockets, proc: Path) 
         yield ExistingOllama(addresses=addresses, user=_user_name(hidden[0].uid))
 
 
-def _may_be_ollama(listener: _Listener, proc: Path) -> bool:
+def _may_be_ollama(listener: Listener, proc: Path) -> bool:
     pid = holder_of({listener.inode}, pids(proc), proc=proc)
     return pid is None or read_text(proc / str(pid) / "comm").strip() in _FORWARDERS
 
@@ -235,18 +208,6 @@ def _models_dir(pid: int, uid: int | None, proc: Path) -> Path | None:
     return None
 
 
-def _inodes(process: Path) -> set[str] | None:
-    """The sockets that a process has open, None where that is closed to us."""
-    found = set()
-    try:
-        for link in (process / "fd").iterdir():
-            with suppress(OSError):
-                found.add(str(link.readlink()))
-    except OSError:
-        return None
-    return found
-
-
 def _uid(process: Path) -> int | None:
     line = next((line for line in read_text(process / "status").splitlines() if line.startswith("Uid:")), "")
     words = line.split()
@@ -258,25 +219,3 @@ def _user_name(uid: int | None) -> str | None:
         return None if uid is None else pwd.getpwuid(uid).pw_name
     except KeyError:
         return str(uid)
-
-
-def _listeners(table: Path) -> Iterator[_Listener]:
-    """Those that listen stand before all others. Source: Linux net/ipv4/tcp_ipv4.c, tcp_seq_start."""
-    with suppress(OSError), table.open(errors="replace") as lines:
-        for line in islice(lines, 1, None):
-            columns = line.split()
-            if len(columns) < 10 or columns[3] != _LISTEN:
-                return
-            address, _, port = columns[1].rpartition(":")
-            yield _Listener(_host(address), int(port, 16), int(columns[7]), f"socket:[{columns[9]}]")
-
-
-def _host(address: str) -> str:
-    """How a listener is reached from this machine. The kernel writes its address word by word in the
-    machine's own byte order."""
-    words = [int(address[at : at + 8], 16) for at in range(0, len(address), 8)]
-    packed = struct.pack(f"={len(words)}I", *words)
-    if not any(packed):
-        return "127.0.0.1"
-    text = socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
-    return f"[{text}]" if ":" in text else text

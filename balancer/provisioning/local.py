@@ -11,14 +11,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
-from balancer.provisioning.process_table import (
-    PROC,
-    environment,
-    holder_of,
-    listening_inodes,
-    pids,
-    read_text,
-)
+from balancer.provisioning.process_table import PROC, environment, pids, read_text
+from balancer.provisioning.sockets import holder_of, listening_inodes
 
 _BLOB = re.compile(r"sha256-([0-9a-f]{64})")
 

@@ -11,7 +11,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from balancer.provisioning.process_table import PROC, command, holder_of, listening_inodes, pids
+from balancer.provisioning.process_table import PROC, command, pids
+from balancer.provisioning.sockets import holder_of, listening_inodes
 
 FIRST_PORT = 11500
 LAST_PORT = 32767

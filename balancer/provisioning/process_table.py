@@ -1,5 +1,5 @@
-"""This machine's process table, as /proc tells it: who is whose child, who listens where, and a way to send
-a signal to a process that cannot hit another one.
+"""This machine's process table, as /proc tells it: who is whose child, and a way to send a signal to a
+process that cannot hit another one.
 
 Standard library only, since the keeper runs on it. Linux only: elsewhere, and for what belongs to another
 user, there is nothing to be seen, which is no fault. These calls block for a few milliseconds.
@@ -9,14 +9,12 @@ Source: proc_pid_stat(5), pidfd_open(2).
 import errno
 import os
 import signal
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 PROC = Path("/proc")
-_LISTEN = "0A"
 _DEAD = frozenset("ZXx")
 
 
@@ -94,16 +92,6 @@ def send(process: Process, number: int) -> bool:
     return False
 
 
-def listening_inodes(port: int, *, proc: Path = PROC) -> set[str]:
-    """The sockets that listen on a port, as the links in `fd` name them."""
-    return {inode for table in ("tcp", "tcp6") for inode in _listening(proc / "net" / table, port)}
-
-
-def holder_of(inodes: set[str], among: Iterable[int], *, proc: Path = PROC) -> int | None:
-    """The first of some processes that holds one of these sockets; None where none is seen to."""
-    return next((pid for pid in among if _holds_socket(proc / str(pid), inodes)), None)
-
-
 def pids(proc: Path = PROC) -> Iterator[int]:
     """Every pid of the table."""
     with suppress(OSError):
@@ -133,30 +121,3 @@ def _send_by_pid(process: Process, number: int) -> bool:
 def _same(process: Process) -> bool:
     now = read_process(process.pid)
     return now is not None and now.started == process.started
-
-
-def _listening(table: Path, port: int) -> Iterator[str]:
-    """Those that listen stand before all others. Source: Linux net/ipv4/tcp_ipv4.c, tcp_seq_start."""
-    with suppress(OSError), table.open(errors="replace") as lines:
-        for line in islice(lines, 1, None):
-            columns = line.split()
-            if len(columns) < 10 or columns[3] != _LISTEN:
-                return
-            if int(columns[1].rpartition(":")[2], 16) == port:
-                yield f"socket:[{columns[9]}]"
-
-
-def _holds_socket(process: Path, inodes: set[str]) -> bool:
-    try:
-        links = list((process / "fd").iterdir())
-    except OSError:
-        return False
-    return any(_target(each) in inodes for each in links)
-
-
-def _target(link: Path) -> str:
-    """What a descriptor stands for; nothing where it was closed since the folder was read."""
-    try:
-        return str(link.readlink())
-    except OSError:
-        return ""
