@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
+from balancer.provisioning.model_store import store_folder
 from balancer.provisioning.process_table import PROC, environment, pids, read_text
 from balancer.provisioning.sockets import Listener, descriptors, holder_of, listeners
 
@@ -201,9 +202,9 @@ def _models_dir(pid: int, uid: int | None, proc: Path) -> Path | None:
     """As its environment says; where that is closed to us, the folder of its user's home if there is one."""
     given = environment(pid, proc=proc)
     if given:
-        return Path(given.get("OLLAMA_MODELS") or f"{given.get('HOME', '')}/.ollama/models")
+        return store_folder(given)
     with suppress(KeyError, OSError):
-        if uid is not None and (usual := Path(pwd.getpwuid(uid).pw_dir) / ".ollama" / "models").is_dir():
+        if uid is not None and (usual := store_folder({"HOME": pwd.getpwuid(uid).pw_dir})).is_dir():
             return usual
     return None
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
+from balancer.provisioning.model_store import store_folder
 from balancer.provisioning.process_table import PROC, environment, pids, read_text
 from balancer.provisioning.sockets import holder_of, listening_inodes
 
@@ -40,24 +41,22 @@ def find_local_ollama(port: int, *, proc: Path = PROC) -> LocalOllama | None:
     pid = holder_of(inodes, named, proc=proc)
     if pid is None:
         return None
-    told = environment(pid, proc=proc)
-    models_dir = told.get("OLLAMA_MODELS") or f"{told.get('HOME', '')}/.ollama/models"
     runners = list(_runners(proc, pid))
     return LocalOllama(
         pid,
-        _identity(proc / str(pid) / "root", models_dir),
+        _identity(proc / str(pid) / "root", store_folder(environment(pid, proc=proc))),
         slots={blob: slots for blob, slots, _ in runners},
         ports={blob: port for blob, _, port in runners if port is not None},
     )
 
 
-def _identity(root: Path, models_dir: str) -> str:
+def _identity(root: Path, models_dir: Path) -> str:
     """What tells two directories apart, whatever container or link they are seen through: their device
     and inode; the name where it cannot be looked at, as before the first model is there."""
     try:
-        status = (root / models_dir.lstrip("/")).stat()
+        status = (root / str(models_dir).lstrip("/")).stat()
     except OSError:
-        return str(Path(models_dir).resolve())
+        return str(models_dir.resolve())
     return f"{status.st_dev}:{status.st_ino}"
 
 

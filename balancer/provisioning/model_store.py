@@ -32,7 +32,7 @@ class _Manifest(msgspec.Struct):
 
 def store_folder(environ: Mapping[str, str]) -> Path:
     """Where an Ollama with this environment keeps its models. Source: Ollama v0.33 envconfig/config.go."""
-    return Path(environ.get("OLLAMA_MODELS") or Path(environ.get("HOME", "/"), ".ollama", "models"))
+    return Path(environ.get("OLLAMA_MODELS") or Path(environ.get("HOME") or "/", ".ollama", "models"))
 
 
 def known_models(folder: Path) -> tuple[KnownModel, ...]:

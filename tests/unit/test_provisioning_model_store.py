@@ -97,3 +97,4 @@ def test_a_missing_store_has_no_models(tmp_path: Path) -> None:
 def test_the_store_is_where_ollama_keeps_it() -> None:
     assert store_folder({"OLLAMA_MODELS": "/models", "HOME": "/home/me"}) == Path("/models")
     assert store_folder({"HOME": "/home/me"}) == Path("/home/me/.ollama/models")
+    assert store_folder({"OLLAMA_MODELS": "", "HOME": ""}) == Path("/.ollama/models")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from balancer.core.plan import PlannedInstance
 from balancer.provisioning.launch import Launch
+from balancer.provisioning.model_store import store_folder
 from balancer.provisioning.runtimes.base import CannotLaunch, Host, absolute, find_program
 from balancer.provisioning.runtimes.environment import inherited, pinned
 
@@ -55,9 +56,8 @@ def launch(instance: PlannedInstance, host: Host) -> Launch:
 
 def models_folder(host: Host) -> Path:
     """Where managed instances have their models; it need not be there yet."""
-    own = f"{host.environ.get('HOME', '')}/.ollama/models"
-    models_dir = host.settings.runtimes.ollama.models_dir or host.environ.get("OLLAMA_MODELS") or own
-    return absolute(models_dir, host.environ)
+    chosen = host.settings.runtimes.ollama.models_dir
+    return absolute(chosen or str(store_folder(host.environ)), host.environ)
 
 
 def _chosen(instance: PlannedInstance, host: Host) -> dict[str, str]:
