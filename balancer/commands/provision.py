@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -80,13 +80,17 @@ async def find(settings: Settings) -> Found:
     unanswered = [each for each in settings.gpu_instances if each.as_instance().url not in answering]
     if settings.all_instances and not unanswered and not _alone(settings):
         return Found(settings)
+    beside: tuple[str, ...] = ()
     if not settings.all_instances:
-        attached = await _attached(settings, left)
+        situation = await asyncio.to_thread(look_around, gpus=True, managed=left)
+        attached = await _attached(settings, situation, left)
         if attached is not None:
             return attached
-    return await _provisioned(
+        beside = situation.sentences
+    found = await _provisioned(
         settings, {each.name for each in settings.gpu_instances if each not in unanswered}
     )
+    return replace(found, sentences=(*beside, *found.sentences))
 
 
 def _left_ports(folder: Path) -> Collection[int]:
@@ -94,9 +98,8 @@ def _left_ports(folder: Path) -> Collection[int]:
     return ports_of(left_running(folder))
 
 
-async def _attached(settings: Settings, left: Collection[int]) -> Found | None:
-    """The Ollamas that run here already."""
-    situation: Situation = await asyncio.to_thread(look_around, gpus=True, managed=left)
+async def _attached(settings: Settings, situation: Situation, left: Collection[int]) -> Found | None:
+    """The Ollamas that run here already, None where none answers."""
     urls = [OLLAMA_URL, *(each.url for each in situation.found if each.url)]
     answering = await _answering(urls, left)
     if not answering:

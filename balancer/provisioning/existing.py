@@ -11,7 +11,6 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from enum import StrEnum
 from pathlib import Path
 
 from balancer.provisioning.model_store import store_folder
@@ -71,19 +70,11 @@ class ExistingOllama:
         return f"an Ollama runs here already{where}: {', '.join(who)}"
 
 
-class Proposal(StrEnum):
-    """What to do beside what runs here."""
-
-    PROVISION = "provision"
-    ATTACH = "attach"
-
-
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """What runs here already, what is proposed, and the sentences that tell it, a line each."""
+    """What runs here already, and the sentences that tell of it and of what can be done, a line each."""
 
     found: tuple[ExistingOllama, ...]
-    proposal: Proposal
     sentences: tuple[str, ...]
 
 
@@ -99,17 +90,14 @@ class _Sockets:
 
 
 def look_around(*, gpus: bool, managed: Collection[int] = (), proc: Path = PROC) -> Situation:
-    """What runs here besides the instances on the `managed` ports; `gpus`: whether there are GPUs to share.
-
-    Attaching is proposed wherever an Ollama can be reached: started beside it, others would be promised
-    memory that it takes.
-    """
+    """What runs here besides the instances on the `managed` ports; `gpus`: whether there are GPUs to
+    share."""
     found = find_existing(managed=managed, proc=proc)
     attachable = [each.url for each in found if each.url]
     sentences = [line for each in found for line in _told(each, gpus=gpus)]
     if attachable:
         sentences.append(f"to use what runs: balancer serve {' '.join(attachable)}")
-    return Situation(found, Proposal.ATTACH if attachable else Proposal.PROVISION, tuple(sentences))
+    return Situation(found, tuple(sentences))
 
 
 def find_existing(*, managed: Collection[int] = (), proc: Path = PROC) -> tuple[ExistingOllama, ...]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from balancer.commands import provision
 from balancer.commands.provision import find
+from balancer.provisioning.existing import look_around
 from balancer.settings import Settings
 from tests.fakes.gguf_file import gguf, llama
 from tests.fakes.gpu_machine import GpuMachine, gpu
@@ -60,3 +63,21 @@ async def test_without_them_nothing_is_looked_for(machine: GpuMachine, tmp_path:
     told = settings(tmp_path, instances=["http://127.0.0.1:9"], runtimes={})
 
     assert (await find(told)).provisioned.launches == ()
+
+
+async def test_an_ollama_that_cannot_be_attached_is_told_of_beside_what_is_started(
+    machine: GpuMachine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = tmp_path / "proc" / "7"
+    process.mkdir(parents=True)
+    (process / "comm").write_text("ollama\n")
+    (process / "cmdline").write_text("ollama\0serve\0")
+    (process / "cgroup").write_text(f"0::/system.slice/docker-{'ab' * 32}.scope\n")
+    monkeypatch.setattr(provision, "look_around", partial(look_around, proc=tmp_path / "proc"))
+    monkeypatch.setattr(provision, "OLLAMA_URL", "http://127.0.0.1:9")
+
+    found = await find(settings(tmp_path))
+
+    assert found.sentences[0] == "an Ollama runs here already: process 7, docker container abababababab"
+    assert "to stop it and leave everything to the balancer: docker stop abababababab" in found.sentences
+    assert found.provisioned.launches != ()

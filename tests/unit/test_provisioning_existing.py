@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from balancer.provisioning.existing import ExistingOllama, Proposal, find_existing, look_around
+from balancer.provisioning.existing import ExistingOllama, find_existing, look_around
 
 HEADER = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
 LOOPBACK, ANYWHERE, ELSEWHERE = "0100007F", "00000000", "0500000A"
@@ -86,7 +86,7 @@ def test_a_machine_without_ollama_is_there_to_be_provisioned(machine: Machine) -
 
     situation = look_around(gpus=True, proc=machine.root)
 
-    assert (situation.found, situation.proposal, situation.sentences) == ((), Proposal.PROVISION, ())
+    assert (situation.found, situation.sentences) == ((), ())
 
 
 def test_a_machine_without_a_process_table_has_nothing_to_tell(tmp_path: Path) -> None:
@@ -246,7 +246,6 @@ def test_one_in_a_container_that_is_not_forwarded_cannot_be_attached(machine: Ma
 
     situation = look_around(gpus=True, proc=machine.root)
 
-    assert Proposal.PROVISION is situation.proposal
     assert "balancer serve" not in "\n".join(situation.sentences)
     assert "docker container 0123456789ab" in situation.sentences[0]
 
@@ -308,16 +307,13 @@ def test_what_is_said_of_one_names_every_way_out(machine: Machine) -> None:
     cgroup = "0::/system.slice/ollama.service"
     machine.run(7, uid=NOBODY, cgroup=cgroup, sockets=(machine.listen(11434),), environment=environment)
 
-    situation = look_around(gpus=True, proc=machine.root)
-
-    assert Proposal.ATTACH is situation.proposal
     assert (
         "an Ollama runs here already on 127.0.0.1:11434: process 7, user nobody, ollama.service",
         "GPU memory that it takes is not the balancer's to give: instances beside it may run out of it",
         f"to use its models in managed instances: runtimes.ollama.models_dir: {models}",
         "to stop it and leave everything to the balancer: sudo systemctl disable --now ollama",
         "to use what runs: balancer serve http://127.0.0.1:11434",
-    ) == situation.sentences
+    ) == look_around(gpus=True, proc=machine.root).sentences
 
 
 def test_without_gpus_nothing_is_said_of_their_memory(machine: Machine) -> None:
