@@ -13,7 +13,8 @@ from balancer.commands.tables import table
 from balancer.core.device import Device
 from balancer.core.plan import Plan, PlannedDevice, PlannedInstance
 from balancer.provisioning.devices import detect
-from balancer.provisioning.planning import DETECT_SECONDS, planned, taken_ports
+from balancer.provisioning.planning import DETECT_SECONDS, planned
+from balancer.provisioning.ports import is_free
 from balancer.provisioning.runtimes import CannotLaunch, Host
 from balancer.provisioning.tiers import gib
 from balancer.settings import Provision, Settings, SettingsError, load
@@ -34,7 +35,8 @@ def plan(files: Sequence[Path], *, gpus: Sequence[Device] | None, as_json: bool)
         settings = load(files, environ=os.environ, dotenv=Path(".env"))
         devices, notes = (gpus, ()) if gpus is not None else _detected()
         host = Host(tuple(devices), os.environ, settings)
-        found = planned(settings, host, taken_ports=() if gpus is not None else taken_ports(settings))
+        port_is_free = is_free if gpus is None else lambda port: True
+        found = planned(settings, host, port_is_free=port_is_free)
     except (SettingsError, CannotLaunch) as error:
         print(error, file=sys.stderr)
         return BAD_USAGE

@@ -19,7 +19,7 @@ from balancer.errors import InstanceError
 from balancer.provisioning.devices import detect
 from balancer.provisioning.existing import Situation, look_around
 from balancer.provisioning.last_plan import keep_plan, last_plan, left_running
-from balancer.provisioning.planning import DETECT_SECONDS, planned, taken_ports
+from balancer.provisioning.planning import DETECT_SECONDS, planned
 from balancer.provisioning.provisioned import NOTHING, Provisioned
 from balancer.provisioning.runtimes import CannotLaunch, Host, launches
 from balancer.provisioning.sockets import ports_of
@@ -140,7 +140,7 @@ def _plan(settings: Settings, detection: Detection, host: Host) -> Plan:
     kept = last_plan(folder, settings, detection.devices)
     if kept is not None:
         return kept
-    plan = planned(settings, host, taken_ports=taken_ports(settings))
+    plan = planned(settings, host)
     keep_plan(folder, settings, detection.devices, plan)
     return plan
 

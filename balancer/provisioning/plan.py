@@ -2,7 +2,7 @@
 no device and starts nothing, and the same input gives the same plan.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
 import msgspec
@@ -30,7 +30,7 @@ def make_plan(
     models: Sequence[KnownModel] = (),
     served: Sequence[PlannedInstance] = (),
     kv_cache_type: str = DEFAULT_CACHE_TYPE,
-    taken_ports: Collection[int] = (),
+    port_is_free: Callable[[int], bool] = lambda port: True,
     weight_of: Callable[[Device], float] = lambda device: 1.0,
 ) -> Plan:
     """What is to be started on a machine with these GPUs and this memory. Those that are split by MIG are
@@ -41,7 +41,8 @@ def make_plan(
 
     Shares are reservations: those on a device are together at most its memory, those on the CPU and all
     prompt caches together at most the host's. The `free_bytes` of a device should count as free what
-    instances of an earlier plan hold, or a restart would plan otherwise.
+    instances of an earlier plan hold, or a restart would plan otherwise. `port_is_free` is asked of each
+    port that is to be given.
 
     `weight_of`, which is above 0, compares GPUs with one another, in any unit. It is divided by its mean
     over the GPUs here, so that the average GPU weighs 1, as an instance elsewhere does that settings give
@@ -68,7 +69,8 @@ def make_plan(
         addresses=Addresses(
             settings,
             taken_names=[each.name for each in served],
-            taken_ports={*taken_ports, *(each.port for each in served)},
+            taken_ports=[each.port for each in served],
+            is_free=port_is_free,
         ),
         weights={key: weight / average for key, weight in weights.items()},
     )

@@ -1,4 +1,4 @@
-"""Ports for managed instances: from 11500 up, past those that are taken, and who it is that has one.
+"""Which ports can be had on this machine, and who it is that has one.
 
 A port counts as taken where nobody can bind it at any address of this machine: an Ollama of another user
 that listens on 0.0.0.0 is as much in the way as one on 127.0.0.1. These calls block for milliseconds.
@@ -6,7 +6,6 @@ that listens on 0.0.0.0 is as much in the way as one on 127.0.0.1. These calls b
 
 import errno
 import socket
-from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,6 @@ from pathlib import Path
 from balancer.provisioning.process_table import PROC, command, pids
 from balancer.provisioning.sockets import holder_of, listening_inodes
 
-FIRST_PORT = 11500
-LAST_PORT = 32767
-"""Above it are the ports that the system gives to outgoing connections."""
 _PLACES = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::"))
 _TAKEN = frozenset((errno.EADDRINUSE, errno.EACCES))
 _SHOWN_CHARACTERS = 120
@@ -41,11 +37,6 @@ class PortTaken(Exception):
         super().__init__(f"port {port} {by}")
         self.port = port
         self.holder = holder
-
-
-def free_ports(*, first: int = FIRST_PORT, avoid: Collection[int] = ()) -> Iterator[int]:
-    """Ports that can be bound now, ascending, without those to avoid."""
-    return (port for port in range(first, LAST_PORT + 1) if port not in avoid and is_free(port))
 
 
 def require_free(port: int) -> None:

@@ -31,7 +31,7 @@ from balancer.fleet.health import Health, HealthPolicy
 from balancer.fleet.instance import Instance, InstanceSpec
 from balancer.provisioning import process_table
 from balancer.provisioning.launch import Launch
-from balancer.provisioning.ports import free_ports
+from balancer.provisioning.ports import is_free
 from balancer.telemetry.logs import make_logger
 from balancer.telemetry.metrics import Metrics
 from balancer.upstream.control_client import ControlClient
@@ -46,7 +46,7 @@ _NUMBERS = count()
 def a_port() -> int:
     """A port that is free, and another for each call and each process."""
     first = 20_000 + (os.getpid() % 600) * 20
-    return next(free_ports(first=first + next(_NUMBERS) % 20))
+    return next(filter(is_free, count(first + next(_NUMBERS) % 20)))
 
 
 def simulated(name: str, port: int, *arguments: str, **facts: Any) -> Launch:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -352,3 +353,17 @@ def test_too_few_ports_for_served_models_exit_2(tmp_path: Path, capsys: pytest.C
 
     assert run("--gpus", "a:8", "--config", "a.yaml") == 2
     assert "provisioning.first_port: no port is left" in capsys.readouterr().err
+
+
+def test_ports_that_are_taken_here_are_passed_over_for_this_machine_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+        (tmp_path / "a.yaml").write_text(f"provisioning: {{first_port: {port}}}")
+
+        here = told(capsys, "--config", "a.yaml")
+        elsewhere = told(capsys, "--gpus", "a:8", "--config", "a.yaml")
+
+    assert here["devices"][0]["instances"][0]["port"] > port
+    assert elsewhere["devices"][0]["instances"][0]["port"] == port

@@ -177,7 +177,7 @@ def test_names_and_ports_of_the_configuration_are_passed_over() -> None:
         metrics_listen="127.0.0.1:12004",
     )
 
-    planned = plan(gpu(0, 8188), gpu(1, 8188), told=told, taken_ports=[12005])
+    planned = plan(gpu(0, 8188), gpu(1, 8188), told=told, port_is_free=lambda port: port != 12005)
 
     assert [(each.name, each.port) for each in planned.instances] == [
         ("gpu0-3", 12002),
