@@ -20,7 +20,8 @@ class PlannedInstance(msgspec.Struct, frozen=True, kw_only=True):
     devices' memory, or of the host's on the CPU. `prompt_cache_bytes` is host memory that all prompt
     caches of its runners may take. `context_length` is None where the runtime decides. `prunes` marks the one
     that may tidy up a store that several read. `model_path` is the folder or file that a runtime of one
-    model serves, under the names in `models`; for Ollama `models` are those meant for it."""
+    model serves, under the names in `models`, and `projector_path` the file with which it sees images or
+    hears; for Ollama `models` are those meant for it."""
 
     name: str
     port: int
@@ -34,6 +35,7 @@ class PlannedInstance(msgspec.Struct, frozen=True, kw_only=True):
     prunes: bool = False
     models: tuple[str, ...] = ()
     model_path: str = ""
+    projector_path: str = ""
     max_concurrent_requests: int | None = None
     weight: float = 1.0
 

@@ -33,7 +33,7 @@ _ENCODERS = ("Model", "ForMaskedLM", "Classification", "ForQuestionAnswering", "
 
 class ModelFiles(msgspec.Struct, frozen=True, kw_only=True):
     """A model that can be served: by which runtimes, best first, from which folder or file (the first of
-    several parts), and why. `size_bytes` are its weights; `projector` is the file of one beside it."""
+    several parts), and why. `projector` is one beside it, `size_bytes` are the weights of both."""
 
     runtimes: tuple[Runtime, ...]
     path: str
@@ -155,6 +155,7 @@ def _gguf_model(found: _Found, name: str, header: GgufHeader, projectors: Sequen
     missing = [each for each in parts if each not in found.sizes]
     if missing:
         return Refused(reason=f"{len(missing)} of {len(parts)} parts are missing ({_few(missing)})")
+    weights = (*parts, *projectors[:1])
     runtimes: tuple[Runtime, ...] = (Runtime.OLLAMA, Runtime.LLAMA_SERVER)
     reason = f"GGUF, architecture {header.architecture or 'unknown'}"
     if f"{header.architecture}.pooling_type" in header.values:
@@ -165,7 +166,7 @@ def _gguf_model(found: _Found, name: str, header: GgufHeader, projectors: Sequen
     return ModelFiles(
         runtimes=runtimes,
         path=str(found.folder / name),
-        size_bytes=sum(found.sizes[each] for each in parts),
+        size_bytes=sum(found.sizes[each] for each in weights),
         reason=reason,
         projector=str(found.folder / projectors[0]) if projectors else "",
     )

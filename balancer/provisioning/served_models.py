@@ -41,6 +41,7 @@ class _Entry:
     model: ServedModelSettings
     path: str
     weights_bytes: int
+    projector: str = ""
 
     @property
     def guess_bytes(self) -> int:
@@ -141,7 +142,7 @@ def _entries(host: Host) -> Iterator[_Entry]:
         alone = [each for each in told.runtimes if each is not Runtime.OLLAMA]
         if not alone:
             raise CannotLaunch(f"model '{model.name}' is one for Ollama, which has a store: {told.reason}")
-        yield _Entry("runtimes.models", alone[0], model, told.path, told.size_bytes)
+        yield _Entry("runtimes.models", alone[0], model, told.path, told.size_bytes, told.projector)
 
 
 def _usable(device: Device, settings: Settings) -> int:
@@ -221,6 +222,7 @@ def _instance(entry: _Entry, seat: _Seat, *, name: str, port: int) -> PlannedIns
         context_length=model.context_length,
         models=(model.name,),
         model_path=entry.path,
+        projector_path=entry.projector,
     )
 
 

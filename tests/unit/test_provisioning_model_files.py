@@ -85,6 +85,7 @@ def test_a_projector_goes_with_its_model(tmp_path: Path) -> None:
     folder(tmp_path, {"a.gguf": MODEL})
     found = chosen(tmp_path)
     assert (found.path, found.projector) == (str(tmp_path / "a.gguf"), str(tmp_path / "eyes.gguf"))
+    assert found.size_bytes == len(MODEL) + len(PROJECTOR)
     assert chosen(tmp_path / "a.gguf").projector == ""
 
 

@@ -170,6 +170,7 @@ def test_llama_server_on_a_gpu_argument_by_argument(tmp_path: Path) -> None:
         Runtime.LLAMA_SERVER,
         models=("a", "b"),
         model_path=str(model),
+        projector_path="/eyes.gguf",
         slots=4,
         context_length=2048,
         prompt_cache_bytes=512 * MIB,
@@ -179,7 +180,7 @@ def test_llama_server_on_a_gpu_argument_by_argument(tmp_path: Path) -> None:
 
     assert (
         str(tmp_path / "bin" / "llama-server"),
-        *("--model", str(model), "--alias", "a,b"),
+        *("--model", str(model), "--alias", "a,b", "--mmproj", "/eyes.gguf"),
         *("--host", "127.0.0.1", "--port", "11500"),
         *("--parallel", "4", "--ctx-size", "8192"),
         *("--n-gpu-layers", "999", "--cache-ram", "512"),
@@ -199,7 +200,7 @@ def test_llama_server_on_the_cpu_offloads_nothing(tmp_path: Path) -> None:
 
     given = options(launch.arguments[1:])
     assert (given["--n-gpu-layers"], given["--device"]) == (("0",), ("none",))
-    assert "--ctx-size" not in given
+    assert given.keys() & {"--ctx-size", "--mmproj"} == set()
     assert given["--parallel"] == ("1",)
     assert launch.environment["CUDA_VISIBLE_DEVICES"] == "-1"
 

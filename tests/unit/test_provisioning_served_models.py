@@ -199,6 +199,24 @@ def test_the_runtime_of_a_model_is_chosen_by_its_files(tmp_path: Path) -> None:
     assert all("of runtimes.models" in each.reason for each in found)
 
 
+def test_a_model_is_served_with_the_projector_in_its_folder(tmp_path: Path) -> None:
+    seeing = tmp_path / "seeing"
+    seeing.mkdir()
+    (seeing / "model.gguf").write_bytes(gguf_file.gguf(gguf_file.llama(), tensors=3))
+    eyes = gguf_file.gguf({"general.architecture": "clip"}, tensors=3, tail=bytes(100 * MIB))
+    (seeing / "mmproj.gguf").write_bytes(eyes)
+    devices = (device(),)
+
+    both, alone = (
+        planned(tmp_path, *devices, models=[model("m", str(path))])
+        for path in (seeing, seeing / "model.gguf")
+    )
+    (launch,) = launches(both, host(tmp_path, *devices))
+
+    assert launch.arguments[launch.arguments.index("--mmproj") + 1] == str(seeing / "mmproj.gguf")
+    assert both[0].memory_bytes - alone[0].memory_bytes >= 100 * MIB
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [

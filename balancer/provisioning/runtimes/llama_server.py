@@ -1,6 +1,7 @@
 """llama-server of llama.cpp: one process per GGUF model.
 
-Source of the options: llama.cpp tools/server/README.md and `llama-server --help` of build 11669.
+Source of the options: llama.cpp tools/server/README.md, docs/multimodal.md and `llama-server --help` of build
+11669.
 """
 
 from collections.abc import Iterator
@@ -44,6 +45,8 @@ def launch(instance: PlannedInstance, host: Host) -> Launch:
 def _options(instance: PlannedInstance) -> Iterator[str]:
     slots = instance.slots or _SLOTS
     yield from ("--model", instance.model_path, "--alias", ",".join(instance.models))
+    if instance.projector_path:
+        yield from ("--mmproj", instance.projector_path)
     yield from ("--host", "127.0.0.1", "--port", str(instance.port), "--parallel", str(slots))
     if instance.context_length is not None:
         # The server divides it by the slots.
