@@ -200,7 +200,7 @@ class Loader:
         """How long a load may take before it looks as if others keep it from beginning: by how long the
         fastest one took there, or by the model's size."""
         fastest = self._fastest.get((instance.id, variant))
-        expected = _size_bytes(instance, variant) / _SLOWEST_BYTES_PER_SECOND
+        expected = instance.size_bytes(variant.model) / _SLOWEST_BYTES_PER_SECOND
         if fastest is not None:
             expected = min(expected, _SLOWER * fastest)
         return min(max(self._gate_after_seconds, expected), _GATE_AFTER_LONGEST_SECONDS)
@@ -236,10 +236,3 @@ def _load_body(instance: Instance, variant: Variant, **more: object) -> bytes:
     shift = {name: value for name, value in variant.options if name == "shift"}
     name = row["name"] if row is not None else variant.model
     return msgspec.json.encode({"model": name, "stream": False, "options": options, **shift, **more})
-
-
-def _size_bytes(instance: Instance, variant: Variant) -> int:
-    """The size of the model's files, 0 where no list tells."""
-    row = instance.inventory.models.get(variant.model) if instance.inventory else None
-    size = row.get("size") if row is not None else None
-    return size if isinstance(size, int) and size > 0 else 0

@@ -79,11 +79,7 @@ class Room:
     def need_bytes(self, instance: Instance, variant: Variant) -> int:
         """What a variant takes of the devices there: as measured of the model, else by its files."""
         measured = self._measured.get((instance.id, variant.model))
-        if measured is not None:
-            return measured
-        row = instance.inventory.models.get(variant.model) if instance.inventory else None
-        size = row.get("size") if row is not None else None
-        return (size if isinstance(size, int) and size > 0 else 0) + RUNNER_BYTES
+        return measured if measured is not None else instance.size_bytes(variant.model) + RUNNER_BYTES
 
     def loaded(self, instance: Instance, variant: Variant) -> None:
         """A load went well; its runner may be listed already, which tells what it takes."""

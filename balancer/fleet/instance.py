@@ -143,11 +143,13 @@ class Instance:
 
     def small_enough(self, model: ModelName) -> bool:
         """Whether a spare one would take it, as far as its lists tell; any other takes all sizes."""
-        if self.spec.spare_bytes is None:
-            return True
+        return self.spec.spare_bytes is None or 0 < self.size_bytes(model) <= self.spec.spare_bytes
+
+    def size_bytes(self, model: ModelName) -> int:
+        """The size of the model's files, 0 where no list tells."""
         row = self.inventory.models.get(model) if self.inventory is not None else None
         size = row.get("size") if row is not None else None
-        return isinstance(size, int) and size <= self.spec.spare_bytes
+        return size if isinstance(size, int) and size > 0 else 0
 
     def resident(self, model: ModelName) -> bool:
         """Whether the newest list of runners names the model."""
