@@ -8,6 +8,7 @@ from balancer.core.ticket import InstanceId
 from balancer.fleet.device_ledger import Share
 from balancer.provisioning.launch import Launch
 from balancer.provisioning.runtimes.shares import split_over
+from balancer.provisioning.tiers import promisable_bytes
 
 
 class Provisioned(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,11 +24,11 @@ class Provisioned(msgspec.Struct, frozen=True, kw_only=True):
         return self.plan.instances
 
     def capacities(self, reserve_bytes: int) -> dict[str, int]:
-        """What the device ledger may promise of each device, by key, bytes: its memory without the reserve,
-        half of it at least, and without what runtimes of one model take at their start and keep; of the host
-        what the plan gave to instances on the CPU."""
+        """What the device ledger may promise of each device, by key, bytes: what may be promised of all of
+        it, without what runtimes of one model take at their start and keep; of the host what the plan gave
+        to instances on the CPU."""
         room = {
-            device.gpu.key: max(device.memory_bytes - reserve_bytes, device.memory_bytes // 2)
+            device.gpu.key: promisable_bytes(device.memory_bytes, reserve_bytes)
             for device in self.plan.devices
             if device.gpu
         }

@@ -25,11 +25,17 @@ def tier_of(memory_bytes: int) -> int:
     return next((count for bound, count in _TIERS if memory_bytes >= bound), 1)
 
 
+def promisable_bytes(memory_bytes: int, reserve_bytes: int) -> int:
+    """What may be promised of a device that nobody else uses: its memory without the reserve, half of it at
+    least."""
+    return max(memory_bytes - reserve_bytes, memory_bytes // 2)
+
+
 def usable_bytes(device: Device, settings: ProvisioningSettings) -> int:
-    """What may be promised: the memory without the reserve, half of it at least; less only where others hold
-    more than the reserve, so that small changes of free memory change no plan."""
-    promised = max(device.memory_bytes - settings.memory_reserve_bytes, device.memory_bytes // 2)
-    return max(min(promised, device.free_bytes), 0)
+    """What may be promised of it now: less only where others hold more than the reserve, so that small
+    changes of free memory change no plan."""
+    promisable = promisable_bytes(device.memory_bytes, settings.memory_reserve_bytes)
+    return max(min(promisable, device.free_bytes), 0)
 
 
 def divide(device: Device, settings: ProvisioningSettings) -> Division:
