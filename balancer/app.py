@@ -30,12 +30,10 @@ from balancer.control.supervisor import Supervisor, no_warm_up
 from balancer.control.warm_up import WarmUp
 from balancer.core.ticket import InstanceId
 from balancer.dispatch import Dispatcher
-from balancer.fleet.device_ledger import DeviceLedger
 from balancer.fleet.fleet import Fleet
 from balancer.fleet.instance import Instance
 from balancer.forwarding.answers import Answers
 from balancer.forwarding.stores import Stores
-from balancer.frontend.listener import Listener
 from balancer.memory import memory_allowed
 from balancer.pipeline import Pipeline
 from balancer.provisioning.provisioned import NOTHING, Provisioned
@@ -44,11 +42,9 @@ from balancer.scheduling.scheduler import Scheduler
 from balancer.settings import Settings, refuse_fixed_changes
 from balancer.telemetry.logs import Logger
 from balancer.telemetry.metrics import Metrics
-from balancer.upstream.client import UpstreamClient
 from balancer.upstream.control_client import ControlClient
 from balancer.upstream.stream_memory import StreamMemory
 
-_UPSTREAM_IDLE_SECONDS = 60.0
 _TELL_SECONDS = 1.0
 _RETRY_SPREAD = 1.5
 _FIRST_PROBES_SECONDS = 1.0
@@ -86,136 +82,31 @@ class Balancer:
         self.provisioned = provisioned
         self.fleet = Fleet(wiring.instances(settings, provisioned), clock=self.clock)
         self.queue = RequestQueue(limit=settings.limits.queue_requests)
-        self.ledger = Ledger(
-            metrics=self.metrics,
-            log=log,
-            clock=self.clock,
-            known_model=self.fleet.knows,
-        )
+        self.ledger = Ledger(metrics=self.metrics, log=log, clock=self.clock, known_model=self.fleet.knows)
         self._memory_allowed = memory_allowed()
         self.stream_memory = StreamMemory(wiring.stream_memory_bytes(settings, self._memory_allowed))
         self.budget = BodyBudget(wiring.body_memory_bytes(settings, self._memory_allowed))
-        self.client = UpstreamClient(
-            connect_seconds=settings.limits.connect_seconds,
-            idle_seconds=_UPSTREAM_IDLE_SECONDS,
-            buffer_bytes=settings.limits.stream_buffer_bytes,
-            memory=self.stream_memory,
-        )
-        lost = LostDevices(
-            devices=provisioned.devices, fleet=self.fleet, drain=self.drain, restart=self._restart
-        )
-        self.devices = DeviceWatch(
-            provisioned.devices,
-            metrics=self.metrics,
-            clock=self.clock,
-            log=log,
-            on_lost=lost.lost,
-            on_back=lost.back,
-        )
-        self.health = InstanceHealth(fleet=self.fleet, devices=self.devices, log=log)
+        self.client = wiring.upstream_client(settings, self.stream_memory)
         self.control = ControlClient()
-        self.prober = Prober(
-            fleet=self.fleet,
-            client=self.control,
-            times=wiring.probe_times(settings),
-            clock=self.clock,
-            log=log,
-            find_local=wiring.find_local,
-        )
-        self.device_ledger = DeviceLedger()
-        self.device_ledger.use(
-            provisioned.capacities(settings.provisioning.memory_reserve_bytes), provisioned.shares()
-        )
-        self.room = Room(
-            ledger=self.device_ledger,
-            fleet=self.fleet,
-            client=self.control,
-            restart=self._restart,
-            metrics=self.metrics,
-            log=log,
-        )
-        self.loader = Loader(
-            fleet=self.fleet,
-            client=self.client,
-            ledger=self.device_ledger,
-            room=self.room,
-            look=self.prober.look,
-            read=self.prober.read,
-            metrics=self.metrics,
-            clock=self.clock,
-            log=log,
-        )
+        self.prober = self._prober()
+        self.devices = self._device_watch()
+        self.health = InstanceHealth(fleet=self.fleet, devices=self.devices, log=log)
+        self.device_ledger = wiring.device_ledger(settings, provisioned)
+        self.room = self._room()
+        self.loader = self._loader()
         chance = random or Random()
         self.scheduler = Scheduler(self.fleet, strategy=settings.strategy.value, random=chance)
-        self.dispatcher = Dispatcher(
-            fleet=self.fleet,
-            queue=self.queue,
-            scheduler=self.scheduler,
-            clock=self.clock,
-            load=self.loader.begin,
-            on_decision=self.ledger.decided,
-            spread=lambda: chance.uniform(1.0, _RETRY_SPREAD),
-        )
+        self.dispatcher = self._dispatcher(chance)
         self.fleet.listen(on_down=self._went_down)
-        self.reloader = Reloader(
-            settings=settings,
-            source=source or ConfigSource(load=lambda: self.settings, files=ConfigFiles(())),
-            apply=self.apply,
-            metrics=self.metrics,
-            clock=self.clock,
-            log=log,
-        )
         self.supervisor = self._supervisor() if provisioned.launches else None
-        self.report = Report(
-            fleet=self.fleet,
-            queue=self.queue,
-            ledger=self.ledger,
-            reloader=self.reloader,
-            metrics=self.metrics,
-            bodies=self.budget,
-            streams=self.stream_memory,
-            devices=self.devices,
-            health=self.health,
-            clock=self.clock,
-            stopping=self._is_stopping,
-            managed=self.supervisor.told if self.supervisor is not None else _unmanaged,
-        )
-        self.attempts = Attempts(
-            fleet=self.fleet,
-            dispatcher=self.dispatcher,
-            client=self.client,
-            ledger=self.ledger,
-            refresh=self.prober.refresh,
-            look=self.prober.look,
-            out_of_memory=self.room.out_of_memory,
-            clock=self.clock,
-            silent_seconds=settings.limits.stream_idle_seconds,
-        )
-        self.stall_watch = StallWatch(
-            fleet=self.fleet,
-            client=self.control,
-            silences=self.attempts.silences,
-            give_up=self.attempts.give_up,
-            is_idle=self.prober.is_idle,
-            restart=self._restart,
-            unload_all=settings.health.unload_stalled,
-            metrics=self.metrics,
-            clock=self.clock,
-            log=log,
-        )
+        self.attempts = self._attempts()
+        self.stall_watch = self._stall_watch()
         self.pipeline = self._pipeline()
-        self.listener = Listener(
-            address=settings.listen,
-            limits=settings.limits,
-            fast=settings.fast_path,
-            memory=self.stream_memory,
-            handler=self.pipeline,
-            clock=self.clock,
-        )
+        self.listener = wiring.listener(settings, self.pipeline, self.stream_memory, self.clock)
+        self.reloader = self._reloader(source)
+        self.report = self._report()
         self.admin = AdminListener(
-            address=settings.admin_listen,
-            report=self.report,
-            operations=self._operations(),
+            address=settings.admin_listen, report=self.report, operations=self._operations()
         )
         self.metrics_listener = (
             AdminListener(address=settings.metrics_listen, report=self.report)
@@ -298,33 +189,6 @@ class Balancer:
         self.supervisor.restart(instance)
         return True
 
-    def _supervisor(self) -> Supervisor:
-        settings = self.settings
-        return Supervisor(
-            self.provisioned.launches,
-            state_dir=state_path(settings.state_dir, os.environ),
-            policy=wiring.supervisor_policy(settings),
-            fleet=self.fleet,
-            client=self.control,
-            metrics=self.metrics,
-            clock=self.clock,
-            log=self.log,
-            warm_up=WarmUp(self.provisioned.plan, self.control, self.log).load
-            if settings.provisioning.warm_up
-            else no_warm_up,
-            on_up=self.prober.look,
-        )
-
-    def _operations(self) -> Operations:
-        if self.supervisor is None:
-            return Operations(drain=self.drain, reload=self.reloader.reload)
-        return Operations(
-            drain=self.drain,
-            reload=self.reloader.reload,
-            restart=self.supervisor.restart,
-            restart_all=self.supervisor.rolling_restart,
-        )
-
     def drain(self, instance: InstanceId, drained: bool) -> None:
         """Give an instance no new requests, or give it requests again. Raises KeyError."""
         self.fleet.drain(self.fleet.get(instance), drained=drained)
@@ -360,6 +224,106 @@ class Balancer:
         metrics = self.metrics_listener.url if self.metrics_listener is not None else None
         return Addresses(self.listener.url, self.admin.url, metrics)
 
+    def _prober(self) -> Prober:
+        return Prober(
+            fleet=self.fleet,
+            client=self.control,
+            times=wiring.probe_times(self.settings),
+            clock=self.clock,
+            log=self.log,
+            find_local=wiring.find_local,
+        )
+
+    def _device_watch(self) -> DeviceWatch:
+        devices = self.provisioned.devices
+        lost = LostDevices(devices=devices, fleet=self.fleet, drain=self.drain, restart=self._restart)
+        return DeviceWatch(
+            devices,
+            metrics=self.metrics,
+            clock=self.clock,
+            log=self.log,
+            on_lost=lost.lost,
+            on_back=lost.back,
+        )
+
+    def _room(self) -> Room:
+        return Room(
+            ledger=self.device_ledger,
+            fleet=self.fleet,
+            client=self.control,
+            restart=self._restart,
+            metrics=self.metrics,
+            log=self.log,
+        )
+
+    def _loader(self) -> Loader:
+        return Loader(
+            fleet=self.fleet,
+            client=self.client,
+            ledger=self.device_ledger,
+            room=self.room,
+            look=self.prober.look,
+            read=self.prober.read,
+            metrics=self.metrics,
+            clock=self.clock,
+            log=self.log,
+        )
+
+    def _dispatcher(self, chance: Random) -> Dispatcher:
+        return Dispatcher(
+            fleet=self.fleet,
+            queue=self.queue,
+            scheduler=self.scheduler,
+            clock=self.clock,
+            load=self.loader.begin,
+            on_decision=self.ledger.decided,
+            spread=lambda: chance.uniform(1.0, _RETRY_SPREAD),
+        )
+
+    def _supervisor(self) -> Supervisor:
+        settings = self.settings
+        return Supervisor(
+            self.provisioned.launches,
+            state_dir=state_path(settings.state_dir, os.environ),
+            policy=wiring.supervisor_policy(settings),
+            fleet=self.fleet,
+            client=self.control,
+            metrics=self.metrics,
+            clock=self.clock,
+            log=self.log,
+            warm_up=WarmUp(self.provisioned.plan, self.control, self.log).load
+            if settings.provisioning.warm_up
+            else no_warm_up,
+            on_up=self.prober.look,
+        )
+
+    def _attempts(self) -> Attempts:
+        return Attempts(
+            fleet=self.fleet,
+            dispatcher=self.dispatcher,
+            client=self.client,
+            ledger=self.ledger,
+            refresh=self.prober.refresh,
+            look=self.prober.look,
+            out_of_memory=self.room.out_of_memory,
+            clock=self.clock,
+            silent_seconds=self.settings.limits.stream_idle_seconds,
+        )
+
+    def _stall_watch(self) -> StallWatch:
+        return StallWatch(
+            fleet=self.fleet,
+            client=self.control,
+            silences=self.attempts.silences,
+            give_up=self.attempts.give_up,
+            is_idle=self.prober.is_idle,
+            restart=self._restart,
+            unload_all=self.settings.health.unload_stalled,
+            metrics=self.metrics,
+            clock=self.clock,
+            log=self.log,
+        )
+
     def _pipeline(self) -> Pipeline:
         return Pipeline(
             attempts=self.attempts,
@@ -381,6 +345,42 @@ class Balancer:
             policy=wiring.policy(self.settings),
             clock=self.clock,
             log=self.log,
+        )
+
+    def _reloader(self, source: ConfigSource | None) -> Reloader:
+        return Reloader(
+            settings=self.settings,
+            source=source or ConfigSource(load=lambda: self.settings, files=ConfigFiles(())),
+            apply=self.apply,
+            metrics=self.metrics,
+            clock=self.clock,
+            log=self.log,
+        )
+
+    def _report(self) -> Report:
+        return Report(
+            fleet=self.fleet,
+            queue=self.queue,
+            ledger=self.ledger,
+            reloader=self.reloader,
+            metrics=self.metrics,
+            bodies=self.budget,
+            streams=self.stream_memory,
+            devices=self.devices,
+            health=self.health,
+            clock=self.clock,
+            stopping=self._is_stopping,
+            managed=self.supervisor.told if self.supervisor is not None else _unmanaged,
+        )
+
+    def _operations(self) -> Operations:
+        if self.supervisor is None:
+            return Operations(drain=self.drain, reload=self.reloader.reload)
+        return Operations(
+            drain=self.drain,
+            reload=self.reloader.reload,
+            restart=self.supervisor.restart,
+            restart_all=self.supervisor.rolling_restart,
         )
 
 

@@ -1,10 +1,12 @@
-"""How settings, and what was provisioned, become the parts' own values; `app` builds the parts with them."""
+"""How settings, and what was provisioned, become the parts' own values, and the parts that need little else;
+`app` builds the others with them."""
 
 import socket
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from balancer.admission.identity import is_loopback
+from balancer.clock import Clock
 from balancer.control.lifecycle import SupervisorPolicy
 from balancer.control.prober import ProbeTimes
 from balancer.core.device import CPU
@@ -12,13 +14,18 @@ from balancer.core.names import canonical_name
 from balancer.core.plan import PlannedInstance, Runtime
 from balancer.core.ticket import InstanceId
 from balancer.fleet.breaker import BreakerPolicy, Breakers
+from balancer.fleet.device_ledger import DeviceLedger
 from balancer.fleet.health import Health, HealthPolicy
 from balancer.fleet.instance import Instance, InstanceSpec
-from balancer.pipeline import Policy
+from balancer.frontend.listener import Listener
+from balancer.pipeline import Pipeline, Policy
 from balancer.provisioning.local import LocalOllama, find_local_ollama
 from balancer.provisioning.provisioned import Provisioned
 from balancer.settings import InstanceSettings, Settings
+from balancer.upstream.client import UpstreamClient
+from balancer.upstream.stream_memory import StreamMemory
 
+_UPSTREAM_IDLE_SECONDS = 60.0
 _MOST_FOR_BODIES = 1 << 30
 _MOST_FOR_STREAMS = 1 << 29
 _SPARE_BYTES = 4 << 30
@@ -64,6 +71,36 @@ def supervisor_policy(settings: Settings) -> SupervisorPolicy:
         drain_seconds=settings.limits.stop_seconds,
         probe_seconds=settings.health.timeout_seconds,
         probes=settings.health.unhealthy_threshold,
+    )
+
+
+def upstream_client(settings: Settings, memory: StreamMemory) -> UpstreamClient:
+    """The client of all requests to instances."""
+    return UpstreamClient(
+        connect_seconds=settings.limits.connect_seconds,
+        idle_seconds=_UPSTREAM_IDLE_SECONDS,
+        buffer_bytes=settings.limits.stream_buffer_bytes,
+        memory=memory,
+    )
+
+
+def device_ledger(settings: Settings, provisioned: Provisioned) -> DeviceLedger:
+    """The ledger of the devices here, with the share of each managed instance."""
+    ledger = DeviceLedger()
+    reserve = settings.provisioning.memory_reserve_bytes
+    ledger.use(provisioned.capacities(reserve), provisioned.shares())
+    return ledger
+
+
+def listener(settings: Settings, pipeline: Pipeline, memory: StreamMemory, clock: Clock) -> Listener:
+    """Where clients connect."""
+    return Listener(
+        address=settings.listen,
+        limits=settings.limits,
+        fast=settings.fast_path,
+        memory=memory,
+        handler=pipeline,
+        clock=clock,
     )
 
 
