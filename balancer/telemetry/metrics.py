@@ -8,6 +8,7 @@ from balancer.telemetry import tallies
 _WAITS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _PER_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.1, 0.15, 0.25, 0.5, 1, 2.5)
 _OVERHEAD = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 1)
+_INSTANCE_MODEL = ("instance", "model")
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -17,12 +18,27 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        instance_model = ("instance", "model")
+        self._declare_requests()
+        self._declare_instances()
+        self._declare_devices()
+        self._declare_balancer()
+        self.mirrored = (
+            *(self.requests_waiting, self.model_vram, self.breaker_state, self.instance_up),
+            *(self.instance_health, self.gpu_memory_used, self.gpu_memory_total, self.gpu_utilization),
+            *(self.gpu_temperature, self.gpu_power, self.gpu_reading_age, self.gpu_health),
+        )
+        """Gauges with labels that are written anew for each look: what is gone must not stay in them."""
+
+    def render(self) -> bytes:
+        """All metrics in the text format."""
+        return generate_latest(self.registry)
+
+    def _declare_requests(self) -> None:
         self.requests = self._counter(
-            "balancer_requests", "Requests ended, by outcome", (*instance_model, "dialect", "outcome")
+            "balancer_requests", "Requests ended, by outcome", (*_INSTANCE_MODEL, "dialect", "outcome")
         )
         self.requests_running = tallies.Gauge(
-            "balancer_requests_running", "Requests at an instance", instance_model, registry=self.registry
+            "balancer_requests_running", "Requests at an instance", _INSTANCE_MODEL, registry=self.registry
         )
         self.requests_waiting = self._gauge(
             "balancer_requests_waiting", "Requests in the queue", ("model", "class")
@@ -42,20 +58,51 @@ class Metrics:
             "balancer_time_per_output_token_seconds", "As the instance counted it", ("model",), _PER_TOKEN
         )
         self.prompt_tokens = self._counter(
-            "balancer_prompt_tokens", "Prompt tokens evaluated or cached", instance_model
+            "balancer_prompt_tokens", "Prompt tokens evaluated or cached", _INSTANCE_MODEL
         )
         self.generation_tokens = self._counter(
-            "balancer_generation_tokens", "Tokens generated", instance_model
+            "balancer_generation_tokens", "Tokens generated", _INSTANCE_MODEL
         )
-        self.model_vram = self._gauge(
-            "balancer_model_vram_bytes", "Device memory of a runner", instance_model
+        self.retries = self._counter("balancer_retries", "Further tries of requests", ("reason",))
+        self.retries_refused = self._counter(
+            "balancer_retries_refused", "Further tries that the retry budget did not allow", ()
         )
+        self.rejections = self._counter(
+            "balancer_rejections", "Requests turned away by the balancer", ("reason",)
+        )
+        self.errors = self._counter("balancer_errors", "Failures of instances", (*_INSTANCE_MODEL, "kind"))
+
+    def _declare_instances(self) -> None:
         self.instance_up = self._gauge(
             "balancer_instance_up", "1 where an instance answers its probes", ("instance",)
         )
         self.instance_health = self._gauge(
             "balancer_instance_health", "1 healthy, lower where degraded, 0 down", ("instance",)
         )
+        self.instance_restarts = self._counter(
+            "balancer_instance_restarts",
+            "Managed instances started anew",
+            ("instance", "reason"),
+        )
+        self.breaker_state = self._gauge(
+            "balancer_breaker_state",
+            "0 closed, 1 half-open, 2 open; an instance's own has an empty model",
+            _INSTANCE_MODEL,
+        )
+        self.model_vram = self._gauge(
+            "balancer_model_vram_bytes", "Device memory of a runner", _INSTANCE_MODEL
+        )
+        self.model_loads = self._counter(
+            "balancer_model_loads", "Loads that the balancer began", (*_INSTANCE_MODEL, "cause")
+        )
+        self.model_load_duration = self._histogram(
+            "balancer_model_load_duration_seconds", "Loads that went well", ("model",)
+        )
+        self.model_evictions = self._counter(
+            "balancer_model_evictions", "Models that the balancer unloaded", ("model", "reason")
+        )
+
+    def _declare_devices(self) -> None:
         self.gpu_memory_used = self._gauge(
             "balancer_gpu_memory_used_bytes", "Device memory in use, by whomever", ("device",)
         )
@@ -80,41 +127,16 @@ class Metrics:
         self.gpu_faults = self._counter(
             "balancer_gpu_faults", "Faults that the driver reported", ("device", "kind")
         )
-        self.instance_restarts = self._counter(
-            "balancer_instance_restarts",
-            "Managed instances started anew",
-            ("instance", "reason"),
-        )
-        self.retries = self._counter("balancer_retries", "Further tries of requests", ("reason",))
-        self.retries_refused = self._counter(
-            "balancer_retries_refused", "Further tries that the retry budget did not allow", ()
-        )
-        self.breaker_state = self._gauge(
-            "balancer_breaker_state",
-            "0 closed, 1 half-open, 2 open; an instance's own has an empty model",
-            instance_model,
-        )
-        self.model_loads = self._counter(
-            "balancer_model_loads", "Loads that the balancer began", (*instance_model, "cause")
-        )
-        self.model_load_duration = self._histogram(
-            "balancer_model_load_duration_seconds", "Loads that went well", ("model",)
-        )
-        self.model_evictions = self._counter(
-            "balancer_model_evictions", "Models that the balancer unloaded", ("model", "reason")
-        )
-        self.rejections = self._counter(
-            "balancer_rejections", "Requests turned away by the balancer", ("reason",)
-        )
-        self.errors = self._counter("balancer_errors", "Failures of instances", (*instance_model, "kind"))
-        self.loop_lag = self._gauge(
-            "balancer_loop_lag_seconds", "How late the event loop ran its newest tick", ()
-        )
+
+    def _declare_balancer(self) -> None:
         self.proxy_overhead = self._histogram(
             "balancer_proxy_overhead_seconds",
             "Time in the balancer's own code before the first byte",
             (),
             _OVERHEAD,
+        )
+        self.loop_lag = self._gauge(
+            "balancer_loop_lag_seconds", "How late the event loop ran its newest tick", ()
         )
         self.body_memory = self._gauge("balancer_body_memory_bytes", "Held of request bodies", ())
         self.stream_memory = self._gauge(
@@ -129,16 +151,6 @@ class Metrics:
             (),
         )
         self.build_info = self._gauge("balancer_build_info", "1, with the version as label", ("version",))
-        self.mirrored = (
-            *(self.requests_waiting, self.model_vram, self.breaker_state, self.instance_up),
-            *(self.instance_health, self.gpu_memory_used, self.gpu_memory_total, self.gpu_utilization),
-            *(self.gpu_temperature, self.gpu_power, self.gpu_reading_age, self.gpu_health),
-        )
-        """Gauges with labels that are written anew for each look: what is gone must not stay in them."""
-
-    def render(self) -> bytes:
-        """All metrics in the text format."""
-        return generate_latest(self.registry)
 
     def _counter(self, name: str, about: str, labels: tuple[str, ...]) -> tallies.Counter:
         return tallies.Counter(name, about, labels, registry=self.registry)
