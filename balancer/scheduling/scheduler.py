@@ -64,9 +64,7 @@ class Scheduler:
             considered[instance] = Considered(instance=instance.id, filtered=reason)
             if reason is None:
                 able.append(instance)
-        steady = [each for each in able if each.held_until <= now]
-        able = _narrow(able, steady, "came and went lately", considered)
-        able = self._meant(ticket, able, considered)
+        able = self._preferred(ticket, able, considered, now)
         free, wake_at = self._free(ticket, able, considered, now)
         loading = [each for each in able if each.loading is not None] if ticket.needs_slot else []
         if ticket.variant is not None and (loading or begun is not None):
@@ -94,10 +92,19 @@ class Scheduler:
             return Standing.PICKED
         return Standing.LOAD
 
-    def _meant(
-        self, ticket: Ticket, able: list[InstanceView], considered: dict[InstanceView, Considered]
+    def _preferred(
+        self,
+        ticket: Ticket,
+        able: list[InstanceView],
+        considered: dict[InstanceView, Considered],
+        now: float,
     ) -> list[InstanceView]:
-        """Without those reserved for other models, unless nothing else can take the ticket."""
+        """Without those that came and went lately and those reserved for other models, unless nothing else
+        can take the ticket."""
+        if len(able) < 2:
+            return able
+        steady = [each for each in able if each.held_until <= now]
+        able = _narrow(able, steady, "came and went lately", considered)
         if ticket.variant is None:
             return able
         model = ticket.variant.model
@@ -123,6 +130,8 @@ class Scheduler:
             considered[instance] = Considered(instance=instance.id, filtered=hold.reason)
             if hold.until is not None:
                 ends.append(hold.until)
+        if len(free) < 2:
+            return free, ends
         steady = [each for each in free if not each.suspect]
         free = _narrow(free, steady, "newest probe failed", considered)
         return _narrow(free, [each for each in free if not each.spare], "spare", considered), ends
