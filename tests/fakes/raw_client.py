@@ -53,6 +53,11 @@ class Answer:
     def json(self) -> Any:
         return json.loads(self.body)
 
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The lines of an NDJSON body."""
+        return [json.loads(line) for line in self.body.splitlines()]
+
     def header(self, name: str) -> str | None:
         return self.head.header(name)
 

@@ -24,6 +24,8 @@ from tests.fakes.scripted_instance import (
     whole,
 )
 
+HELLO = [{"role": "user", "content": "hi"}]
+CHAT: dict[str, Any] = {"model": "m", "messages": HELLO}
 _SAMPLING = {"temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "seed"}
 _SHAPE = {"logprobs", "response_format"}
 _COMMON = {*_SAMPLING, *_SHAPE, "model", "stream", "stream_options", "stop", "max_tokens"}

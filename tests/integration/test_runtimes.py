@@ -10,35 +10,23 @@ import zstandard
 from balancer.core.plan import Runtime
 from balancer.core.ticket import InstanceId
 from balancer.settings.values import RuntimeName
-from tests.fakes.raw_client import Answer, request
+from tests.fakes.raw_client import Answer
 from tests.fakes.running_balancer import Running, balancing
-from tests.fakes.runtime_server import CONTEXT, SSE, RuntimeServer, event
+from tests.fakes.runtime_server import CHAT, CONTEXT, RuntimeServer
 from tests.fakes.scripted_instance import (
-    END,
     Close,
     ReadBody,
     ScriptedInstance,
     Send,
-    Stall,
-    Turn,
-    Wait,
-    chunk,
     whole,
 )
 
 pytestmark = pytest.mark.both_sinks
 RUNTIMES = ["vllm", "llama-server"]
-HELLO = [{"role": "user", "content": "hi"}]
-CHAT: dict[str, Any] = {"model": "m", "messages": HELLO}
-BROKEN = {"error"}
-
-
-def records(answer: Answer) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in answer.body.splitlines()]
 
 
 def said(answer: Answer) -> str:
-    return "".join(each.get("message", {}).get("content", "") for each in records(answer))
+    return "".join(each.get("message", {}).get("content", "") for each in answer.records)
 
 
 @pytest.fixture(params=RUNTIMES)
@@ -50,7 +38,7 @@ async def test_a_chat_streams_in_ollamas_records(server: RuntimeServer) -> None:
     async with server.running(), balancing(server) as running:
         answer = await running.ask("/api/chat", CHAT)
 
-    told = records(answer)
+    told = answer.records
     assert (answer.status, answer.whole) == (200, True)
     assert answer.header("content-type") == "application/x-ndjson"
     assert [each["message"]["content"] for each in told] == ["Hel", "lo", ""]
@@ -260,66 +248,6 @@ async def test_embeddings_come_in_the_order_of_their_inputs(server: RuntimeServe
     assert nothing.json == {"model": "m", "embeddings": []}
 
 
-async def test_errors_keep_their_status_and_take_ollamas_shape(server: RuntimeServer) -> None:
-    server.play(Send(server.error(400, "the prompt is too long", "BadRequestError")))
-    async with server.running(), balancing(server) as running:
-        answer = await running.ask("/api/chat", CHAT)
-
-    assert (answer.status, answer.json) == (400, {"error": "the prompt is too long"})
-
-
-async def test_an_error_before_the_first_token_is_an_error_answer(server: RuntimeServer) -> None:
-    told = server.error_body(500, "it broke", "InternalServerError")
-    server.play(Send(SSE + chunk(event(told)) + chunk(event(b"[DONE]")) + END))
-    async with server.running(), balancing(server) as running:
-        answer = await running.ask("/api/chat", CHAT)
-
-    assert (answer.status, answer.json) == (500, {"error": "it broke"})
-
-
-def opening(server: RuntimeServer) -> Send:
-    return Send(SSE + chunk(event(server._chunk("/v1/chat/completions", CHAT, {"content": "Hel"}, None))))
-
-
-async def test_an_error_in_a_stream_is_its_last_record(server: RuntimeServer) -> None:
-    told = server.error_body(500, "it broke", "InternalServerError")
-    server.play(opening(server), Turn(), Send(chunk(event(told)) + chunk(event(b"[DONE]")) + END))
-    async with server.running(), balancing(server) as running:
-        answer = await running.ask("/api/chat", CHAT)
-        (finished,) = running.logged("request_finished")
-
-    assert [set(each) & BROKEN for each in records(answer)] == [set(), BROKEN]
-    assert finished["outcome"] == "error_record"
-
-
-@pytest.mark.parametrize("end", [(Send(END),), (Close(),)], ids=["ended", "closed"])
-@pytest.mark.parametrize("reason", [None, "stop"])
-async def test_a_stream_that_breaks_off_never_looks_done(
-    server: RuntimeServer, end: tuple[Any, ...], reason: str | None
-) -> None:
-    more = [Send(chunk(event(server._chunk("/v1/chat/completions", CHAT, {}, reason))))] if reason else []
-    server.play(opening(server), Turn(), *more, *end)
-    async with server.running(), balancing(server) as running:
-        answer = await running.ask("/api/chat", CHAT)
-        (finished,) = running.logged("request_finished")
-
-    assert not answer.whole
-    assert "error" in records(answer)[-1]
-    assert not any(each.get("done") for each in records(answer))
-    assert finished["outcome"] in {"unfinished", "truncated"}
-
-
-async def test_a_stream_that_fails_before_its_first_token_is_tried_elsewhere() -> None:
-    failing, sound = RuntimeServer("m"), ScriptedInstance("m")
-    failing.otherwise = lambda _request: (Send(SSE), Turn(), Close())
-    async with failing.running(), sound.running(), balancing(failing, sound) as running:
-        answers = [await running.ask("/api/chat", CHAT) for _ in range(3)]
-
-    assert {each.status for each in answers} == {200}
-    assert {each.header("x-balancer-instance") for each in answers} == {"b"}
-    assert len(failing.requests) > 0
-
-
 async def test_a_try_at_the_other_kind_is_translated_anew() -> None:
     ollama, server = ScriptedInstance("m"), RuntimeServer("m")
     ollama.otherwise = lambda _request: (Close(),)
@@ -328,36 +256,6 @@ async def test_a_try_at_the_other_kind_is_translated_anew() -> None:
 
     assert {said(each) for each in answers} == {"Hello"}
     assert any(each.header("x-balancer-attempts") == "2" for each in answers)
-
-
-async def test_tokens_arrive_as_they_come(server: RuntimeServer) -> None:
-    rest = asyncio.Event()
-    last = server._chunk("/v1/chat/completions", CHAT, {}, "stop")
-    server.play(opening(server), Wait(rest), Send(chunk(event(last)) + chunk(event(b"[DONE]")) + END))
-    async with server.running(), balancing(server) as running, running.client() as client:
-        await client.send(request("/api/chat", CHAT))
-        head = await client.head()
-        first = await client.chunk()
-        rest.set()
-        second = await client.chunk()
-
-    assert head.status == 200
-    assert first is not None
-    assert json.loads(first)["message"]["content"] == "Hel"
-    assert second is not None
-    assert json.loads(second)["done"] is True
-
-
-async def test_who_leaves_cancels_it_at_the_runtime(server: RuntimeServer) -> None:
-    server.play(opening(server), Stall())
-    async with server.running(), balancing(server) as running:
-        async with running.client() as client:
-            await client.send(request("/api/chat", CHAT))
-            await client.head()
-            await client.chunk()
-        seen = await server.seen(1)
-        async with asyncio.timeout(20):
-            await seen.connection.closed.wait()
 
 
 async def test_model_changes_never_go_there() -> None:
