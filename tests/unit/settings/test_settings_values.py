@@ -3,8 +3,10 @@
 import pytest
 from pydantic_core import PydanticCustomError
 
+from balancer.core.plan import Runtime
 from balancer.settings.values import (
     Address,
+    RuntimeName,
     Strategy,
     parse_address,
     parse_model,
@@ -209,3 +211,7 @@ def test_quoted_values_stay_on_one_short_line() -> None:
     for value in ("a\nb", "x" * 1000, "\ud800", "\x1b[31m", {"a": 1}, [1], None, True, 1.5):
         assert shown(value).isprintable()
         assert len(shown(value)) < 400
+
+
+def test_every_runtime_can_be_named_and_no_other() -> None:
+    assert [each.value for each in Runtime] == [each.value for each in RuntimeName]
