@@ -28,7 +28,9 @@ def schema_text() -> str:
             properties = described["properties"]
             properties[name] = _corrected(properties[name], field)
     for name, feature in PENDING.items():
-        schema["properties"][name]["description"] += f" {pending_note(feature)}"
+        group, _, key = name.rpartition(".")
+        described = definitions[_group(group).__name__] if group else schema
+        described["properties"][key]["description"] += f" {pending_note(feature)}"
     instances = schema["properties"]["instances"]
     instances["items"] = {"anyOf": [instances["items"], {"type": "string", "description": "its URL"}]}
     schema["title"] = "Configuration of the Ollama Balancer"
@@ -39,6 +41,12 @@ def schema_text() -> str:
 def pending_note(feature: str) -> str:
     """The sentence that tells of a setting that it has no effect yet."""
     return f"Accepted; takes effect with {feature}."
+
+
+def _group(name: str) -> type[Group]:
+    group = group_of(FileSettings.model_fields[name])
+    assert group is not None, f"{name} is no group of settings"
+    return group
 
 
 def _models(model: type[Group]) -> Iterator[type[Group]]:

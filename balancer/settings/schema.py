@@ -47,14 +47,15 @@ from balancer.settings.values import (
 )
 
 # Accepted, so that a configuration written for them loads today, and without effect until the
-# feature named is there. The one list of its kind: a key leaves it with the change that gives it effect.
+# feature named is there; a group stands for all of its keys. The one list of its kind: a key leaves it with
+# the change that gives it effect.
 PENDING: Mapping[str, str] = MappingProxyType(
     {
         "batching": "dynamic batching",
-        "cache": "prefix affinity and prompt caches",
+        "cache.sharing": "prefix affinity",
         "drop_dir": "the drop folder",
         "model_pool": "replicas of models",
-        "placement": "model placement",
+        "placement.pinned": "model placement",
     }
 )
 

@@ -11,7 +11,6 @@ import pytest
 import balancer
 from balancer.cli import main
 from balancer.commands import provision as provision_command
-from balancer.settings import PENDING
 
 COMMANDS = ["serve", "demo", "check", "plan", "status", "drain", "undrain", "reload", "bench"]
 
@@ -188,7 +187,3 @@ def test_whoever_interrupts_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("balancer.cli.check", interrupted)
 
     assert run("check", "x") == 0
-
-
-def test_settings_without_effect_yet_are_settings_that_there_are() -> None:
-    assert set(PENDING) <= set(balancer.settings.Settings.model_fields)
