@@ -6,29 +6,22 @@ import asyncio
 import os
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from pathlib import Path
-from urllib.parse import urlsplit
+from dataclasses import dataclass
 
 import msgspec
 
 from balancer.commands.exit_codes import BAD_USAGE, FAILED, MISSING
+from balancer.commands.running import Running, look
 from balancer.core.detection import Detection
 from balancer.core.plan import Plan, PlannedInstance
-from balancer.errors import InstanceError
 from balancer.provisioning.devices import detect
-from balancer.provisioning.existing import Situation, look_around
-from balancer.provisioning.last_plan import keep_plan, last_plan, left_running
+from balancer.provisioning.last_plan import keep_plan, last_plan
 from balancer.provisioning.planning import DETECT_SECONDS, planned
 from balancer.provisioning.provisioned import NOTHING, Provisioned
 from balancer.provisioning.runtimes import CannotLaunch, Host, launches
-from balancer.provisioning.sockets import ports_of
 from balancer.provisioning.state_folder import FolderTaken, FolderUnusable, StateFolder, state_path
 from balancer.settings import InstanceSettings, Provision, Settings, SettingsError
-from balancer.upstream.control_client import ControlClient
 
-OLLAMA_URL = "http://127.0.0.1:11434"
-_LOOK_SECONDS = 2.0
 _ADVICE = (
     "name running instances instead:\n"
     "    balancer serve http://gpu1:11434 http://gpu2:11434\n"
@@ -75,46 +68,24 @@ async def find(settings: Settings) -> Found:
                 f"provision is off, and no instance is configured\n{_ADVICE}", exit_code=BAD_USAGE
             )
         return Found(settings)
-    left = await asyncio.to_thread(_left_ports, state_path(settings.state_dir, os.environ))
-    answering = await _answering([each.as_instance().url for each in settings.gpu_instances], left)
-    unanswered = [each for each in settings.gpu_instances if each.as_instance().url not in answering]
+    running = await look(settings)
+    if running.attached:
+        instances = tuple(InstanceSettings(url=each) for each in running.attached)
+        sentences = (*running.sentences, _NOT_BESIDE) if _alone(settings) else running.sentences
+        return Found(settings.model_copy(update={"instances": instances}), sentences=sentences)
+    unanswered = len(running.named) < len(settings.gpu_instances)
     if settings.all_instances and not unanswered and not _alone(settings):
         return Found(settings)
-    beside: tuple[str, ...] = ()
-    if not settings.all_instances:
-        situation = await asyncio.to_thread(look_around, gpus=True, managed=left)
-        attached = await _attached(settings, situation, left)
-        if attached is not None:
-            return attached
-        beside = situation.sentences
-    found = await _provisioned(
-        settings, {each.name for each in settings.gpu_instances if each not in unanswered}
-    )
-    return replace(found, sentences=(*beside, *found.sentences))
+    return await _provisioned(settings, running)
 
 
-def _left_ports(folder: Path) -> Collection[int]:
-    """Where instances listen that a balancer before this one has left: those are adopted, not attached."""
-    return ports_of(left_running(folder))
-
-
-async def _attached(settings: Settings, situation: Situation, left: Collection[int]) -> Found | None:
-    """The Ollamas that run here already, None where none answers."""
-    urls = [OLLAMA_URL, *(each.url for each in situation.found if each.url)]
-    answering = await _answering(urls, left)
-    if not answering:
-        return None
-    instances = tuple(InstanceSettings(url=each) for each in dict.fromkeys(urls) if each in answering)
-    sentences = (*situation.sentences, _NOT_BESIDE) if _alone(settings) else situation.sentences
-    return Found(settings.model_copy(update={"instances": instances}), sentences=sentences)
-
-
-async def _provisioned(settings: Settings, answering: Collection[str]) -> Found:
+async def _provisioned(settings: Settings, running: Running) -> Found:
     detection = await detect(DETECT_SECONDS)
     host = Host(detection.devices, os.environ, settings)
+    named = running.named
     try:
-        plan = await asyncio.to_thread(_plan, settings, detection, host)
-        plan = _without(plan, lambda each: each.name in answering or not _wanted(each, settings, answering))
+        plan = await asyncio.to_thread(_plan, settings, detection, host, running)
+        plan = _without(plan, lambda each: each.name in named or not _wanted(each, settings, named))
         started = launches(plan.instances, host)
     except FolderTaken as error:
         raise CannotProvision(f"cannot hold instances: {error}", exit_code=FAILED) from error
@@ -123,15 +94,15 @@ async def _provisioned(settings: Settings, answering: Collection[str]) -> Found:
     except CannotLaunch as error:
         told = _reasons(detection)
         raise CannotProvision("\n".join([*told, str(error), _ADVICE]), exit_code=MISSING) from error
-    attached = tuple(each for each in settings.gpu_instances if each.name in answering)
+    attached = tuple(each for each in settings.gpu_instances if each.name in named)
     return Found(
         settings.model_copy(update={"gpu_instances": attached}),
         Provisioned(devices=detection.devices, plan=plan, launches=started),
-        (*_reasons(detection), *plan.notes),
+        (*running.sentences, *_reasons(detection), *plan.notes),
     )
 
 
-def _plan(settings: Settings, detection: Detection, host: Host) -> Plan:
+def _plan(settings: Settings, detection: Detection, host: Host, running: Running) -> Plan:
     """That of before, where its instances still live; else a new one, which is kept. Raises FolderTaken, lest
     the plan of a balancer that runs be lost."""
     folder = state_path(settings.state_dir, os.environ)
@@ -140,7 +111,7 @@ def _plan(settings: Settings, detection: Detection, host: Host) -> Plan:
     kept = last_plan(folder, settings, detection.devices)
     if kept is not None:
         return kept
-    plan = planned(settings, host)
+    plan = planned(settings, host, others_stores=running.stores)
     keep_plan(folder, settings, detection.devices, plan)
     return plan
 
@@ -172,24 +143,3 @@ def _without(plan: Plan, left_out: Callable[[PlannedInstance], bool]) -> Plan:
 
 def _reasons(detection: Detection) -> Sequence[str]:
     return [*([detection.reason] if detection.reason else []), *detection.notes]
-
-
-async def _answering(every: Sequence[str], left: Collection[int]) -> set[str]:
-    """Those at which an Ollama answers that no balancer has left."""
-    urls = [each for each in every if urlsplit(each).port not in left]
-    if not urls:
-        return set()
-    client = ControlClient()
-
-    async def answers(url: str) -> bool:
-        try:
-            await client.get(url, "/api/version", timeout_seconds=_LOOK_SECONDS)
-        except InstanceError:
-            return False
-        return True
-
-    try:
-        told = await asyncio.gather(*map(answers, urls))
-    finally:
-        await client.close()
-    return {url for url, there in zip(urls, told, strict=True) if there}

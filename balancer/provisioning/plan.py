@@ -32,6 +32,7 @@ def make_plan(
     kv_cache_type: str = DEFAULT_CACHE_TYPE,
     port_is_free: Callable[[int], bool] = lambda port: True,
     weight_of: Callable[[Device], float] = lambda device: 1.0,
+    tidies: bool = True,
 ) -> Plan:
     """What is to be started on a machine with these GPUs and this memory. Those that are split by MIG are
     left out; detection tells it.
@@ -48,6 +49,8 @@ def make_plan(
     over the GPUs here, so that the average GPU weighs 1, as an instance elsewhere does that settings give
     no weight. The Ollama instances on a GPU divide its weight; several GPUs weigh what the slowest does,
     a CPU 0.1.
+
+    One Ollama may tidy the store that they share, where `tidies`, and else none.
 
     Raises: SettingsError where settings name a GPU that is not there, want more than there is, or want
     one port twice.
@@ -73,6 +76,7 @@ def make_plan(
             is_free=port_is_free,
         ),
         weights={key: weight / average for key, weight in weights.items()},
+        tidies=tidies,
     )
     return planner.plan(gpus, served)
 
@@ -84,6 +88,7 @@ class _Planner(msgspec.Struct, frozen=True, kw_only=True):
     kv_cache_type: str
     addresses: Addresses
     weights: Mapping[str, float]
+    tidies: bool
 
     def plan(self, gpus: Sequence[Device], served: Sequence[PlannedInstance]) -> Plan:
         rests = left_for_ollama(gpus, served)
@@ -225,7 +230,8 @@ class _Planner(msgspec.Struct, frozen=True, kw_only=True):
         caching = sum(each.runtime is not Runtime.VLLM for each in plan.instances)
         promised = int(self.host_bytes * self.settings.cache.max_memory_percent / 100)
         cache = max(min(promised, self.host_bytes - on_host), 0) // max(caching, 1)
-        pruning = next((each.name for each in plan.instances if each.runtime is Runtime.OLLAMA), None)
+        ollamas = (each.name for each in plan.instances if each.runtime is Runtime.OLLAMA)
+        pruning = next(ollamas, None) if self.tidies else None
 
         def shared(each: PlannedInstance) -> PlannedInstance:
             own = 0 if each.runtime is Runtime.VLLM else cache

@@ -1,6 +1,7 @@
 """The plan of a machine as it is: its memory, the models in its store, the ports that are taken on it."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Collection
 
 from balancer.core.plan import Plan
 from balancer.memory import memory_allowed
@@ -19,9 +20,16 @@ DETECT_SECONDS = 15.0
 _CACHE_TYPE = "OLLAMA_KV_CACHE_TYPE"
 
 
-def planned(settings: Settings, host: Host, *, port_is_free: Callable[[int], bool] = is_free) -> Plan:
+def planned(
+    settings: Settings,
+    host: Host,
+    *,
+    port_is_free: Callable[[int], bool] = is_free,
+    others_stores: Collection[str] = (),
+) -> Plan:
     """The plan for the devices of a host. Reads what models are in the store and tries ports, for some
-    milliseconds.
+    milliseconds. A store whose real path is one of `others_stores`, into which someone else's Ollama may just
+    pull, is tidied by no instance.
 
     Raises:
         SettingsError: settings name what is not there, or want more than there is.
@@ -30,14 +38,16 @@ def planned(settings: Settings, host: Host, *, port_is_free: Callable[[int], boo
     memory = memory_allowed()
     ports = Addresses(settings, is_free=port_is_free).ports()
     served = served_models(host, host_memory_bytes=memory, ports=ports)
+    store = models_folder(host)
     environment = {**host.environ, **settings.runtimes.ollama.environment}
     return make_plan(
         host.devices,
         memory,
         settings,
-        models=known_models(models_folder(host)),
+        models=known_models(store),
         served=served,
         kv_cache_type=environment.get(_CACHE_TYPE, DEFAULT_CACHE_TYPE),
         port_is_free=port_is_free,
         weight_of=weight_of,
+        tidies=os.path.realpath(store) not in others_stores,
     )

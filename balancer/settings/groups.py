@@ -119,6 +119,12 @@ class ProvisioningSettings(Group):
     devices: tuple[DeviceSettings, ...] = Field(
         default=(), description="GPUs that get another number of instances than the others."
     )
+    attach_existing: bool = Field(
+        default=True,
+        description="Whether Ollamas that run on this machine already are served in place of instances of "
+        "the balancer's own, where no instances are named. false: they are left alone, and its own are "
+        "started beside them.",
+    )
     cpu_instance: bool = Field(
         default=False,
         description="Whether a machine with GPUs gets an instance on its CPU too, for small models. One "

@@ -21,6 +21,8 @@ from tests.fakes.gpu_machine import GIB, GpuMachine, gpu
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"name": "NVIDIA GeForce RTX 3060 Ti", "total": 8188 << 20, "used": 0}
+ALONE = {"attach_existing": False}
+"""An Ollama that happens to run on the machine plays no part."""
 _OLLAMA = f"""#!/bin/sh
 export PYTHONPATH='{ROOT}'
 exec '{sys.executable}' -m balancer.simulator --port "${{OLLAMA_HOST##*:}}" --speed 500 --slots 1 \\
@@ -49,7 +51,7 @@ def serving(
 ) -> Iterator[BalancerProcess]:
     """A balancer that provisions, on ports that no other test has; `own` is an instance by name."""
     first = 15_000 + (os.getpid() % 900) * 10
-    provisioning = {"first_port": first, "adopt_grace_seconds": 3, **settings}
+    provisioning = {"first_port": first, "adopt_grace_seconds": 3, **ALONE, **settings}
     config = tmp_path / "config.json"  # YAML too
     named = [{"gpu_id": 1, "name": "own", **own}] if own else []
     told = {"provisioning": provisioning, "health": {"interval_seconds": 0.5}, "gpu_instances": named}
@@ -135,7 +137,7 @@ def test_instances_by_name_are_adopted_too(machine: GpuMachine, tmp_path: Path) 
 
 def test_a_second_balancer_takes_no_plan_from_the_first(machine: GpuMachine, tmp_path: Path) -> None:
     other = tmp_path / "other.json"
-    other.write_text(json.dumps({"provisioning": {"slots": 3}}))
+    other.write_text(json.dumps({"provisioning": {"slots": 3, **ALONE}}))
     with serving(tmp_path, adopt_grace_seconds=30) as first:
         before = pids(first)
         anywhere = ("--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0")
@@ -179,7 +181,8 @@ def test_without_ollama_it_says_what_to_install(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
 
-    done = balancer("serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0")
+    addresses = ("--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0")
+    done = balancer("serve", *addresses, BALANCER_PROVISIONING__ATTACH_EXISTING="false")
 
     assert done.returncode == 3, done.stderr
     assert "ollama.com/download" in done.stderr

@@ -98,19 +98,16 @@ def test_file_that_breaks_is_refused_and_the_balancer_serves_on(
 
 
 def test_hangup_while_the_balancer_looks_for_an_instance_does_not_end_it(tmp_path: Path) -> None:
-    """It asks a local port that accepts and never answers, so that the start takes long enough."""
+    """An instance of the configuration accepts and never answers, so that the start takes long enough."""
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        looks = (
-            "import balancer.commands.provision as looking; from balancer.cli import main\n"
-            f"looking.OLLAMA_URL = {url!r}; main()"
-        )
-        python = command()[0]
-        with child("balancer", [python, "-c", looks, "serve"], tmp_path, PATH="") as started:
+        config = tmp_path / "config.json"
+        config.write_text(json.dumps({"gpu_instances": [{"gpu_id": 1023, "port": silent.getsockname()[1]}]}))
+        with child("balancer", command("serve", "--config", str(config)), tmp_path, PATH="") as started:
             silent.settimeout(20)
             with silent.accept()[0]:
                 started.process.send_signal(signal.SIGHUP)
 
-                assert started.process.wait(20) == 3
+                assert started.process.wait(20) == 2
+                assert "there is no GPU 1023" in started.err.read_text()

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from balancer.commands import provision
+from balancer.commands import running
 from balancer.commands.provision import find
 from balancer.provisioning.existing import look_around
 from balancer.settings import Settings
+from tests.fakes.foreign_ollama import foreign_ollama
 from tests.fakes.gguf_file import gguf, llama
 from tests.fakes.gpu_machine import GpuMachine, gpu
 from tests.fakes.scripted_instance import ScriptedInstance
@@ -73,11 +74,48 @@ async def test_an_ollama_that_cannot_be_attached_is_told_of_beside_what_is_start
     (process / "comm").write_text("ollama\n")
     (process / "cmdline").write_text("ollama\0serve\0")
     (process / "cgroup").write_text(f"0::/system.slice/docker-{'ab' * 32}.scope\n")
-    monkeypatch.setattr(provision, "look_around", partial(look_around, proc=tmp_path / "proc"))
-    monkeypatch.setattr(provision, "OLLAMA_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(running, "look_around", partial(look_around, proc=tmp_path / "proc"))
+    monkeypatch.setattr(running, "OLLAMA_URL", "http://127.0.0.1:9")
 
     found = await find(settings(tmp_path))
 
     assert found.sentences[0] == "an Ollama runs here already: process 7, docker container abababababab"
     assert "to stop it and leave everything to the balancer: docker stop abababababab" in found.sentences
     assert found.provisioned.launches != ()
+
+
+def provisioning(folder: Path, **told: Any) -> Settings:
+    """Nothing is named; `told` is said of provisioning."""
+    facts = {"first_port": 20_000 + os.getpid() % 900, **told}
+    return Settings.model_validate({"provisioning": facts, "state_dir": str(folder / "state")})
+
+
+async def test_an_ollama_that_runs_here_is_attached(machine: GpuMachine, tmp_path: Path) -> None:
+    with foreign_ollama(tmp_path / "other") as other:
+        found = await find(provisioning(tmp_path))
+
+    assert other.url in [each.url for each in found.settings.instances]
+    assert found.provisioned.launches == ()
+    assert any(f"process {other.pid}" in each for each in found.sentences)
+
+
+async def test_an_ollama_that_runs_here_can_be_left_alone(machine: GpuMachine, tmp_path: Path) -> None:
+    with foreign_ollama(tmp_path / "other", HOME=str(tmp_path / "other")) as other:
+        found = await find(provisioning(tmp_path, attach_existing=False))
+
+    assert found.settings.instances == ()
+    assert "gpu0-1" in [each.name for each in found.provisioned.launches]
+    assert any(f"process {other.pid}" in each for each in found.sentences)
+    assert any("attach_existing is false" in each for each in found.sentences)
+    assert sum("OLLAMA_NOPRUNE" not in each.environment for each in found.provisioned.launches) == 1
+
+
+async def test_no_instance_tidies_a_store_into_which_another_ollama_may_pull(
+    machine: GpuMachine, tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    with foreign_ollama(tmp_path / "other", HOME=str(tmp_path / "link")):
+        found = await find(provisioning(tmp_path, attach_existing=False))
+
+    assert found.provisioned.launches
+    assert all(each.environment["OLLAMA_NOPRUNE"] == "1" for each in found.provisioned.launches)

@@ -10,7 +10,6 @@ import pytest
 
 import balancer
 from balancer.cli import main
-from balancer.commands import provision as provision_command
 
 COMMANDS = ["serve", "demo", "check", "plan", "status", "drain", "undrain", "reload", "bench"]
 
@@ -141,9 +140,9 @@ def test_a_configuration_with_faults_starts_nothing_and_exits_two(
 
 
 def test_serve_without_anything_to_serve_exits_three_and_names_the_demo(
-    dead_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(provision_command, "OLLAMA_URL", dead_url)
+    monkeypatch.setenv("BALANCER_PROVISIONING__ATTACH_EXISTING", "false")
     monkeypatch.setenv("PATH", "")
 
     assert run("serve") == 3
