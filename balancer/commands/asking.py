@@ -16,6 +16,8 @@ OK = 200
 NOT_FOUND = 404
 CONFLICT = 409
 _SHOWN_CHARACTERS = 48
+LONG = 1000
+"""Characters of a sentence, rather than a name, that are shown."""
 
 
 class Admin:

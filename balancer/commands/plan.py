@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from balancer.commands.asking import plain, print_json
+from balancer.commands.asking import LONG, plain, print_json
 from balancer.commands.exit_codes import BAD_USAGE, DONE
 from balancer.commands.tables import table
 from balancer.core.device import Device
@@ -23,7 +23,6 @@ GIB = 2**30
 _MOST_GPUS = 64
 _MOST_GIB = 4096
 _COLUMNS = ("device", "instance", "port", "runtime", "share", "context", "why")
-_LONG = 300
 _SAME = "the same"
 _FORM = "NAME:GIB, several with a comma, such as 'RTX 4090:24,RTX 3060:12'"
 
@@ -125,7 +124,7 @@ def render(planned: Plan, notes: Sequence[str]) -> str:
     cache = max((each.prompt_cache_bytes for each in planned.instances), default=0)
     if cache:
         lines += ["", f"each may keep prompt caches of {gib(cache)} in the host's memory"]
-    return "\n".join([*lines, *(f"note: {plain(note, characters=_LONG)}" for note in notes)])
+    return "\n".join([*lines, *(f"note: {plain(note, characters=LONG)}" for note in notes)])
 
 
 def _rows(device: PlannedDevice) -> list[tuple[str, ...]]:
@@ -143,7 +142,7 @@ def _rows(device: PlannedDevice) -> list[tuple[str, ...]]:
 def _row(label: str, each: PlannedInstance) -> tuple[str, ...]:
     share = gib(each.memory_bytes) if each.memory_bytes else "lent"
     context = "-" if each.context_length is None else str(each.context_length)
-    why = plain(each.reason, characters=_LONG)
+    why = plain(each.reason, characters=LONG)
     return (label, plain(each.name), str(each.port), each.runtime.value, share, context, why)
 
 

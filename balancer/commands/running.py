@@ -1,5 +1,6 @@
 """What runs on this machine already, as far as `serve` heeds it: instances that `gpu_instances` name, what a
-balancer before this one has left, and Ollamas that no setting names. Nothing is started or changed here.
+balancer before this one has left, what other balancers hold, and Ollamas that no setting names. Nothing is
+started or changed here.
 """
 
 import asyncio
@@ -36,16 +37,18 @@ class Running:
 
 async def look(settings: Settings) -> Running:
     """What runs. Takes some seconds where something listens and does not answer."""
-    left = await asyncio.to_thread(_left_ports, state_path(settings.state_dir, os.environ))
+    folder = state_path(settings.state_dir, os.environ)
+    left = await asyncio.to_thread(_left_ports, folder)
+    situation = await asyncio.to_thread(look_around, gpus=True, managed=left, folder=str(folder.resolve()))
+    held = left.union(*(each.ports for each in situation.managed))
     told = {each.name: each.as_instance().url for each in settings.gpu_instances}
-    answering = await _answering(list(told.values()), left)
+    answering = await _answering(list(told.values()), held)
     named = frozenset(name for name, url in told.items() if url in answering)
     if settings.all_instances:
         return Running(named=named)
-    situation = await asyncio.to_thread(look_around, gpus=True, managed=left)
     urls = dict.fromkeys((OLLAMA_URL, *(each.url for each in situation.found if each.url)))
     if settings.provisioning.attach_existing:
-        answering = await _answering(list(urls), left)
+        answering = await _answering(list(urls), held)
         if answering:
             attached = tuple(each for each in urls if each in answering)
             return Running(attached=attached, sentences=situation.sentences)
@@ -56,17 +59,18 @@ async def look(settings: Settings) -> Running:
 
 
 def _stores(situation: Situation) -> frozenset[str]:
-    return frozenset(os.path.realpath(each.models_dir) for each in situation.found if each.models_dir)
+    others = (*situation.found, *situation.managed)
+    return frozenset(os.path.realpath(each.models_dir) for each in others if each.models_dir)
 
 
-def _left_ports(folder: Path) -> Collection[int]:
+def _left_ports(folder: Path) -> frozenset[int]:
     """Where instances listen that a balancer before this one has left: those are adopted, not attached."""
     return ports_of(left_running(folder))
 
 
-async def _answering(every: Sequence[str], left: Collection[int]) -> set[str]:
-    """Those at which an Ollama answers that no balancer has left."""
-    urls = [each for each in every if urlsplit(each).port not in left]
+async def _answering(every: Sequence[str], held: Collection[int]) -> set[str]:
+    """Those at which an Ollama answers that no balancer holds."""
+    urls = [each for each in every if urlsplit(each).port not in held]
     if not urls:
         return set()
     client = ControlClient()

@@ -13,6 +13,7 @@ from pathlib import Path
 import uvloop
 
 from balancer.app import Addresses, Balancer
+from balancer.commands.asking import LONG, plain
 from balancer.commands.exit_codes import BAD_USAGE, DONE, FAILED
 from balancer.commands.provision import CannotProvision, Found, find
 from balancer.control.config_files import ConfigFiles
@@ -54,7 +55,7 @@ async def _serve(settings: Settings, source: ConfigSource) -> int:
         print(error, file=sys.stderr)
         return error.exit_code
     for sentence in found.sentences:
-        print(sentence)
+        print(plain(sentence, characters=LONG))
     return await run_until_stopped(
         found.settings, _adjusted(source, found, settings), provisioned=found.provisioned
     )

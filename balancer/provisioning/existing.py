@@ -13,13 +13,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from balancer.provisioning import keeper
 from balancer.provisioning.model_store import store_folder
-from balancer.provisioning.process_table import PROC, environment, pids, read_text
+from balancer.provisioning.process_table import PROC, arguments, environment, pids, read_process, read_text
 from balancer.provisioning.sockets import Listener, descriptors, holder_of, listeners
 
 OLLAMA_PORT = 11434
 # Where further Ollamas of one machine are put by hand; those of the balancer come after.
 _USUAL_PORTS = range(OLLAMA_PORT, 11500)
+_TAKEN = "GPU memory that they take is not the balancer's to give: instances beside them may run out of it"
 _NAMES = frozenset(("ollama", ".ollama-wrapped"))
 _FORWARDERS = frozenset(("docker-proxy", "rootlessport", "pasta", "pasta.avx2", "slirp4netns"))
 _SERVICE = re.compile(r"/([^/\s]+)\.service$", re.MULTILINE)
@@ -32,7 +34,8 @@ class ExistingOllama:
     """One Ollama server. `addresses` are those that it is seen or taken to listen on, none where that cannot
     be told. `pid` is None for a listener on Ollama's own port whose process cannot be seen. `unit` is the
     systemd service that it is, of the system or, where `of_user`, of its user; `container` the id of the
-    container that it runs in. `models_dir` is where its models are, None where that cannot be told."""
+    container that it runs in. `models_dir` is where its models are, None where that cannot be told. `keeper`
+    is the state folder of the balancer that manages it, None where none does."""
 
     addresses: tuple[str, ...]
     pid: int | None = None
@@ -43,11 +46,17 @@ class ExistingOllama:
     engine: str = "docker"
     models_dir: Path | None = None
     models_readable: bool = False
+    keeper: str | None = None
 
     @property
     def url(self) -> str | None:
         """Where it can be attached, None where that cannot be told."""
         return f"http://{self.addresses[0]}" if self.addresses else None
+
+    @property
+    def ports(self) -> frozenset[int]:
+        """Where it listens, as far as that can be told."""
+        return frozenset(int(each.rpartition(":")[2]) for each in self.addresses)
 
     @property
     def stop_command(self) -> str:
@@ -72,9 +81,11 @@ class ExistingOllama:
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """What runs here already, and the sentences that tell of it and of what can be done, a line each."""
+    """What runs here already, and the sentences that tell of it and of what can be done, a line each.
+    `managed` are instances of other balancers, which nobody else is to use or to stop."""
 
     found: tuple[ExistingOllama, ...]
+    managed: tuple[ExistingOllama, ...]
     sentences: tuple[str, ...]
 
 
@@ -89,15 +100,22 @@ class _Sockets:
         return tuple(dict.fromkeys(each.address for each in wanted))
 
 
-def look_around(*, gpus: bool, managed: Collection[int] = (), proc: Path = PROC) -> Situation:
-    """What runs here besides the instances on the `managed` ports; `gpus`: whether there are GPUs to
-    share."""
-    found = find_existing(managed=managed, proc=proc)
+def look_around(
+    *, gpus: bool, managed: Collection[int] = (), folder: str = "", proc: Path = PROC
+) -> Situation:
+    """What runs here besides the instances on the `managed` ports and those of the balancer with the state
+    `folder`; `gpus`: whether there are GPUs to share."""
+    every = find_existing(managed=managed, proc=proc)
+    found = tuple(each for each in every if each.keeper is None)
+    held = tuple(each for each in every if each.keeper not in {None, folder})
     attachable = [each.url for each in found if each.url]
-    sentences = [line for each in found for line in _told(each, gpus=gpus)]
+    sentences = [line for each in found for line in _told(each)]
+    sentences += _told_of_managed(held)
+    if gpus and sentences:
+        sentences.append(_TAKEN)
     if attachable:
         sentences.append(f"to use what runs: balancer serve {' '.join(attachable)}")
-    return Situation(found, tuple(sentences))
+    return Situation(found, held, tuple(sentences))
 
 
 def find_existing(*, managed: Collection[int] = (), proc: Path = PROC) -> tuple[ExistingOllama, ...]:
@@ -118,15 +136,21 @@ def find_existing(*, managed: Collection[int] = (), proc: Path = PROC) -> tuple[
     )
 
 
-def _told(existing: ExistingOllama, *, gpus: bool) -> Iterator[str]:
+def _told(existing: ExistingOllama) -> Iterator[str]:
     yield str(existing)
-    if gpus:
-        yield "GPU memory that it takes is not the balancer's to give: instances beside it may run out of it"
     if existing.models_dir is not None and existing.models_readable:
         yield f"to use its models in managed instances: runtimes.ollama.models_dir: {existing.models_dir}"
     elif existing.models_dir is not None:
         yield f"its models are in {existing.models_dir}, which this user may not read"
     yield f"to stop it and leave everything to the balancer: {existing.stop_command}"
+
+
+def _told_of_managed(held: Sequence[ExistingOllama]) -> Iterator[str]:
+    for folder in dict.fromkeys(each.keeper for each in held):
+        its = [each for each in held if each.keeper == folder]
+        where = ", ".join(address for each in its for address in each.addresses)
+        they = f"{len(its)} {'Ollamas are' if len(its) > 1 else 'Ollama is'}"
+        yield f"{they} managed by the balancer with state folder {folder}" + (f" ({where})" if where else "")
 
 
 def _serves(process: Path) -> bool:
@@ -140,9 +164,10 @@ def _existing(pid: int, held: set[str] | None, sockets: _Sockets, proc: Path) ->
     process = proc / str(pid)
     control_groups = read_text(process / "cgroup")
     container = _CONTAINER.search(control_groups)
+    held_by = _keeper(pid, proc)
     if container and container[2] not in read_text(proc / "self" / "cgroup"):
         engine = "podman" if container[1] in ("libpod", "podman") else "docker"
-        return ExistingOllama(addresses=(), pid=pid, container=container[2], engine=engine)
+        return ExistingOllama(addresses=(), pid=pid, container=container[2], engine=engine, keeper=held_by)
     uid = _uid(process)
     service = _SERVICE.search(control_groups)
     models_dir = _models_dir(pid, uid, proc)
@@ -154,7 +179,17 @@ def _existing(pid: int, held: set[str] | None, sockets: _Sockets, proc: Path) ->
         of_user=_USER_SERVICE.search(control_groups) is not None,
         models_dir=models_dir,
         models_readable=models_dir is not None and os.access(models_dir, os.R_OK | os.X_OK),
+        keeper=held_by,
     )
+
+
+def _keeper(pid: int, proc: Path) -> str | None:
+    """The folder of the keeper that holds a process, by its marks; where those are closed to us, by the
+    command line of its parent, which everyone may read."""
+    process = read_process(pid, proc=proc)
+    parent = arguments(process.parent, proc=proc) if process is not None else []
+    held_by = parent[-1] if keeper.__name__ in parent[:-1] else None
+    return keeper.folder_of(pid, proc=proc) or held_by
 
 
 def _listening(held: set[str] | None, uid: int | None, sockets: _Sockets) -> list[Listener]:

@@ -263,11 +263,16 @@ class Keeper:
         await _killed(_all_below)
 
 
+def folder_of(pid: int, *, proc: Path = process_table.PROC) -> str | None:
+    """The folder of the keeper whose marks a process carries, None where it carries none. The folder alone is
+    none: whoever takes its variable for a setting would have the balancer killed."""
+    told = process_table.environment(pid, proc=proc)
+    return told.get(FOLDER_VARIABLE) if INSTANCE_VARIABLE in told else None
+
+
 def is_held(pid: int, folder: str) -> bool:
-    """Whether a process carries the marks of an instance of that folder. The folder alone is none: whoever
-    takes its variable for a setting would have the balancer killed."""
-    told = process_table.environment(pid)
-    return told.get(FOLDER_VARIABLE) == folder and INSTANCE_VARIABLE in told
+    """Whether a process carries the marks of an instance of that folder."""
+    return folder_of(pid) == folder
 
 
 async def end_leftovers(folder: Path) -> list[dict[str, Any]]:

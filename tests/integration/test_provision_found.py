@@ -12,6 +12,7 @@ import pytest
 from balancer.commands import running
 from balancer.commands.provision import find
 from balancer.provisioning.existing import look_around
+from balancer.provisioning.keeper import FOLDER_VARIABLE, INSTANCE_VARIABLE
 from balancer.settings import Settings
 from tests.fakes.foreign_ollama import foreign_ollama
 from tests.fakes.gguf_file import gguf, llama
@@ -108,6 +109,22 @@ async def test_an_ollama_that_runs_here_can_be_left_alone(machine: GpuMachine, t
     assert any(f"process {other.pid}" in each for each in found.sentences)
     assert any("attach_existing is false" in each for each in found.sentences)
     assert sum("OLLAMA_NOPRUNE" not in each.environment for each in found.provisioned.launches) == 1
+
+
+async def test_an_instance_of_another_balancer_is_left_to_it(machine: GpuMachine, tmp_path: Path) -> None:
+    marks = {FOLDER_VARIABLE: "/state/x", INSTANCE_VARIABLE: "gpu0"}
+    with foreign_ollama(tmp_path / "other", HOME=str(tmp_path), **marks) as other:
+        free = await find(provisioning(tmp_path, attach_existing=False))
+        named = {"gpu_instances": [{"gpu_id": 0, "name": "own", "port": other.port}]}
+        told = Settings.model_validate({"state_dir": str(tmp_path / "other"), **named})
+        taken = await find(told)
+
+    (sentence,) = (each for each in free.sentences if "/state/x" in each)
+    assert str(other.port) in sentence
+    assert not any(f"process {other.pid}" in each for each in free.sentences)
+    assert all(each.environment["OLLAMA_NOPRUNE"] == "1" for each in free.provisioned.launches)
+    assert "own" in [each.name for each in taken.provisioned.launches], "to be started, once the port is free"
+    assert taken.settings.gpu_instances == ()
 
 
 async def test_no_instance_tidies_a_store_into_which_another_ollama_may_pull(

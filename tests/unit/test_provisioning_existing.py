@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from balancer.provisioning import keeper
 from balancer.provisioning.existing import ExistingOllama, find_existing, look_around
+from balancer.provisioning.keeper import FOLDER_VARIABLE, INSTANCE_VARIABLE
 
 HEADER = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
 LOOPBACK, ANYWHERE, ELSEWHERE = "0100007F", "00000000", "0500000A"
@@ -54,10 +56,12 @@ class Machine:
         cgroup: str = "0::/user.slice/user-1000.slice/session-3.scope",
         sockets: tuple[int, ...] | None = (),
         environment: str = "HOME=/home/u",
+        parent: int = 1,
     ) -> None:
         """A process; `sockets` None: its files and its environment are closed to us."""
         home = self.root / str(pid)
         home.mkdir()
+        (home / "stat").write_text(f"{pid} ({comm}) S {parent} {pid} {pid} " + "0 " * 40)
         (home / "comm").write_text(comm + "\n")
         (home / "cmdline").write_text(command.replace(" ", "\0") + "\0")
         (home / "status").write_text(f"Name:\t{comm}\nUid:\t{uid}\t{uid}\t{uid}\t{uid}\n")
@@ -309,9 +313,9 @@ def test_what_is_said_of_one_names_every_way_out(machine: Machine) -> None:
 
     assert (
         "an Ollama runs here already on 127.0.0.1:11434: process 7, user nobody, ollama.service",
-        "GPU memory that it takes is not the balancer's to give: instances beside it may run out of it",
         f"to use its models in managed instances: runtimes.ollama.models_dir: {models}",
         "to stop it and leave everything to the balancer: sudo systemctl disable --now ollama",
+        "GPU memory that they take is not the balancer's to give: instances beside them may run out of it",
         "to use what runs: balancer serve http://127.0.0.1:11434",
     ) == look_around(gpus=True, proc=machine.root).sentences
 
@@ -342,6 +346,46 @@ def test_a_process_that_ends_while_it_is_looked_at_is_passed_over(machine: Machi
     machine.run(7, sockets=(machine.listen(11434),))
 
     assert [each.pid for each in machine.found()] == [7]
+
+
+MARKS = f"HOME=/home/u {FOLDER_VARIABLE}=/state/x {INSTANCE_VARIABLE}=gpu0"
+
+
+def test_what_another_balancer_manages_is_neither_to_be_used_nor_to_be_stopped(machine: Machine) -> None:
+    for pid, port in ((7, 11434), (8, 11501)):
+        machine.run(pid, sockets=(machine.listen(port),), environment=MARKS)
+
+    situation = look_around(gpus=False, proc=machine.root)
+
+    assert situation.found == ()
+    assert [each.ports for each in situation.managed] == [{11434}, {11501}]
+    assert situation.sentences == (
+        "2 Ollamas are managed by the balancer with state folder /state/x (127.0.0.1:11434, 127.0.0.1:11501)",
+    )
+
+
+def test_what_another_users_balancer_manages_is_known_by_its_keeper(machine: Machine) -> None:
+    machine.run(6, command=f"python -P -m {keeper.__name__} /state/y", comm="python", uid=STRANGER)
+    machine.run(7, sockets=None, uid=STRANGER, parent=6)
+
+    situation = look_around(gpus=False, proc=machine.root)
+
+    assert situation.found == ()
+    assert situation.sentences == ("1 Ollama is managed by the balancer with state folder /state/y",)
+
+
+def test_what_the_balancer_itself_has_left_is_not_told_of(machine: Machine) -> None:
+    machine.run(7, environment=MARKS)
+
+    situation = look_around(gpus=True, folder="/state/x", proc=machine.root)
+
+    assert (situation.found, situation.managed, situation.sentences) == ((), (), ())
+
+
+def test_a_folder_in_the_environment_alone_is_no_mark(machine: Machine) -> None:
+    machine.run(7, environment=f"{FOLDER_VARIABLE}=/state/x")
+
+    assert [each.keeper for each in machine.found()] == [None]
 
 
 @contextmanager
