@@ -239,6 +239,7 @@ class Balancer:
         lost = LostDevices(devices=devices, fleet=self.fleet, drain=self.drain, restart=self._restart)
         return DeviceWatch(
             devices,
+            undetected=self.provisioned.undetected,
             metrics=self.metrics,
             clock=self.clock,
             log=self.log,

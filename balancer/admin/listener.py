@@ -161,7 +161,7 @@ class AdminListener:
         return json_answer({"instances": self._report.instances()})
 
     async def _devices(self, _request: web.Request) -> web.Response:
-        return json_answer({"devices": self._report.devices()})
+        return json_answer({"devices": self._report.devices(), "undetected": self._report.undetected})
 
     async def _queue(self, _request: web.Request) -> web.Response:
         return json_answer(self._report.queue())

@@ -79,6 +79,11 @@ class Report:
         now = self._clock.monotonic()
         return [device_row(each, now) for each in self._devices.devices()]
 
+    @property
+    def undetected(self) -> str | None:
+        """Why it is not known which devices there are; None where it is."""
+        return self._devices.undetected or None
+
     def config(self) -> Mapping[str, object]:
         """Which configuration is in force, since when, and what a newer one was refused for."""
         return {
@@ -131,7 +136,7 @@ class Report:
         """Health without names."""
         usable, total = len(self._fleet.usable()), len(self._fleet.instances())
         return {
-            "status": "stopping" if self._stopping() else _status(usable, total),
+            "status": "stopping" if self._stopping() else _status(usable, total, self.undetected),
             "usable_instances": usable,
             "requests_waiting": len(self._queue),
             "requests_live": len(self._ledger.live()),
@@ -139,7 +144,12 @@ class Report:
 
     def health(self) -> Mapping[str, object]:
         """Health in full, with names."""
-        return {**self.summary(), "config": self._reloader.config, "instances": self.instances()}
+        return {
+            **self.summary(),
+            "config": self._reloader.config,
+            "devices_undetected": self.undetected,
+            "instances": self.instances(),
+        }
 
     def metrics(self) -> bytes:
         """All metrics in the text format, gauges of the live state brought up to date."""
@@ -220,5 +230,6 @@ class Report:
         }
 
 
-def _status(usable: int, total: int) -> str:
-    return "ok" if usable == total else "degraded" if usable else "unavailable"
+def _status(usable: int, total: int, undetected: str | None) -> str:
+    whole = usable == total and undetected is None
+    return "ok" if whole else "degraded" if usable else "unavailable"

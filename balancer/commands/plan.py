@@ -70,8 +70,7 @@ def _gpu(index: int, part: str) -> Device:
 def _detected() -> tuple[Sequence[Device], Sequence[str]]:
     """The GPUs of this machine, and what is to be said of them: why there are none, and what was left out."""
     detection = asyncio.run(detect(DETECT_SECONDS))
-    reasons = (detection.reason,) if detection.reason else ()
-    return detection.devices, reasons + detection.notes
+    return detection.devices, detection.sentences
 
 
 def _not_started(settings: Settings) -> list[str]:

@@ -4,7 +4,7 @@ is made, and each of its instances becomes a launch. Nothing is started here.
 
 import asyncio
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -90,15 +90,21 @@ async def _provisioned(settings: Settings, running: Running) -> Found:
     except FolderTaken as error:
         raise CannotProvision(f"cannot hold instances: {error}", exit_code=FAILED) from error
     except SettingsError as error:
-        raise CannotProvision(str(error), exit_code=BAD_USAGE) from error
+        told = detection.sentences if detection.failed else ()
+        raise CannotProvision("\n".join([*told, str(error)]), exit_code=BAD_USAGE) from error
     except CannotLaunch as error:
-        told = _reasons(detection)
+        told = detection.sentences
         raise CannotProvision("\n".join([*told, str(error), _ADVICE]), exit_code=MISSING) from error
     attached = tuple(each for each in settings.gpu_instances if each.name in named)
     return Found(
         settings.model_copy(update={"gpu_instances": attached}),
-        Provisioned(devices=detection.devices, plan=plan, launches=started),
-        (*running.sentences, *_reasons(detection), *plan.notes),
+        Provisioned(
+            devices=detection.devices,
+            plan=plan,
+            launches=started,
+            undetected=detection.reason if detection.failed else "",
+        ),
+        (*running.sentences, *detection.sentences, *plan.notes),
     )
 
 
@@ -139,7 +145,3 @@ def _without(plan: Plan, left_out: Callable[[PlannedInstance], bool]) -> Plan:
     )
     spanning = tuple(each for each in plan.spanning if not left_out(each))
     return msgspec.structs.replace(plan, devices=devices, spanning=spanning)
-
-
-def _reasons(detection: Detection) -> Sequence[str]:
-    return [*([detection.reason] if detection.reason else []), *detection.notes]

@@ -15,10 +15,14 @@ from balancer.telemetry.logs import Logger
 from balancer.telemetry.metrics import Metrics
 
 _UNLISTED = "the driver lists it no more"
+_AGAIN_SECONDS = 60.0
+_NOT_USED = "no GPU is used until the balancer is started again and finds them"
 
 
 class DeviceWatch:
-    """Watches these devices until cancelled; with none it does nothing and starts nothing.
+    """Watches these devices until cancelled; with none it does nothing and starts nothing, unless it is
+    `undetected`, for the reason that this says, whether there are any: then the driver is asked again, until
+    it tells of one.
 
     `on_lost` is told the key of a device that is lost, once; `on_back` that of one that can be read
     again. Both are called on the event loop and must not block. An Ollama that ran on a lost device has
@@ -28,6 +32,7 @@ class DeviceWatch:
         self,
         devices: Iterable[Device],
         *,
+        undetected: str = "",
         metrics: Metrics,
         clock: Clock,
         log: Logger,
@@ -43,11 +48,19 @@ class DeviceWatch:
         self._on_lost = on_lost
         self._on_back = on_back
         self._problem: str | None = None
+        self._turned = False
+        self.undetected = undetected
+        """Why it is not known which devices there are, and how many turned up since; empty where it is."""
+        metrics.gpu_detection_success.set(0 if undetected else 1)
 
     async def run(self) -> None:
         """Watch until cancelled."""
         if self._watched:
             await DeviceWatcher(took=self.take, missed=self.missed).run()
+        elif self.undetected:
+            self._log.error("devices_undetected", error=self.undetected, advice=_NOT_USED)
+            took, missed = self._turned_up, _ignore
+            await DeviceWatcher(took=took, missed=missed, interval_seconds=_AGAIN_SECONDS).run()
 
     def devices(self) -> Sequence[WatchedDevice]:
         """All of them, lost or not."""
@@ -77,6 +90,14 @@ class DeviceWatch:
                     watched, "device_fault", kind=fault.kind.value, count=fault.count, error=fault.told
                 )
             self._note_state(watched, now)
+
+    def _turned_up(self, readings: Sequence[DeviceReading]) -> None:
+        """Some can be read that were not detected at the start; told once."""
+        found = [each.key for each in readings if each.lost is None]
+        if found and not self._turned:
+            self._turned = True
+            self.undetected += f"; by now {len(found)} can be read: restart the balancer to use them"
+            self._log.warning("devices_turned_up", devices=found, advice=_NOT_USED)
 
     def missed(self, problem: str) -> None:
         """No reading came; what was read last is stale."""
@@ -108,3 +129,7 @@ class DeviceWatch:
 
     def _tell(self, watched: WatchedDevice, event: str, **facts: object) -> None:
         self._log.warning(event, device=watched.key, name=watched.device.name, **facts)
+
+
+def _ignore(_problem: str) -> None:
+    """That no reading comes was told at the start."""

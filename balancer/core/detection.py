@@ -23,6 +23,10 @@ class DetectionOutcome(StrEnum):
     NO_ANSWER = "no_answer"
 
 
+_FAILED = frozenset({DetectionOutcome.NO_PERMISSION, DetectionOutcome.FAILED, DetectionOutcome.NO_ANSWER})
+_WITHOUT = "whether there are GPUs is not known: none is used until serve is started again and finds them"
+
+
 class Detection(msgspec.Struct, frozen=True, kw_only=True):
     """`devices` are those that a plan may use, in the order in which they are to be used. `reason` says
     why there are none. `notes` say what was left out or taken for granted, and what to write instead;
@@ -33,6 +37,17 @@ class Detection(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
     notes: tuple[str, ...] = ()
     driver: str | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether there may be GPUs that could not be asked for, rather than none."""
+        return self.outcome in _FAILED
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """All that is to be told of it, a line each."""
+        reason = (self.reason,) if self.reason else ()
+        return (*reason, *((_WITHOUT,) if self.failed else ()), *self.notes)
 
 
 class DeviceReading(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,11 +12,13 @@ from balancer.provisioning.tiers import promisable_bytes
 
 
 class Provisioned(msgspec.Struct, frozen=True, kw_only=True):
-    """Of this machine; by default nothing was looked for and nothing is started."""
+    """Of this machine; by default nothing was looked for and nothing is started. `undetected` says why it is
+    not known which GPUs there are, empty where it is."""
 
     devices: tuple[Device, ...] = ()
     plan: Plan = Plan()
     launches: tuple[Launch, ...] = ()
+    undetected: str = ""
 
     @property
     def managed(self) -> tuple[PlannedInstance, ...]:

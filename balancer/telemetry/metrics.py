@@ -124,6 +124,9 @@ class Metrics:
         self.gpu_health = self._gauge(
             "balancer_gpu_health", "1 healthy, lower where degraded, 0 lost", ("device",)
         )
+        self.gpu_detection_success = self._gauge(
+            "balancer_gpu_detection_success", "0 where it is not known whether there are devices", ()
+        )
         self.gpu_faults = self._counter(
             "balancer_gpu_faults", "Faults that the driver reported", ("device", "kind")
         )

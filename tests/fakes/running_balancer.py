@@ -92,10 +92,12 @@ async def balancing(
     up: int | None = None,
     source: Callable[[Settings], ConfigSource] | None = None,
     devices: Sequence[Device] = (),
+    undetected: str = "",
     **settings: Any,
 ) -> AsyncIterator[Running]:
     """A balancer in front of `instances`, named a, b, c …; yields once `up` of them (default: all) are.
-    `source` tells where reloads find settings newer than those of the start; `devices` are watched.
+    `source` tells where reloads find settings newer than those of the start; `devices` are watched;
+    `undetected` is why there may be more.
 
     `settings` are those of the configuration. On the way out nothing may be left: no lease, no
     request, no task, no connection to an instance, and no exception that nobody took.
@@ -107,7 +109,7 @@ async def balancing(
     balancer = Balancer(
         configured,
         source=source(configured) if source else None,
-        provisioned=Provisioned(devices=tuple(devices)),
+        provisioned=Provisioned(devices=tuple(devices), undetected=undetected),
         log=make_logger(level="info", output_format="json", stream=log_text),
     )
     stop = asyncio.Event()

@@ -140,3 +140,30 @@ async def test_a_model_half_on_the_cpu_is_told_of_any_instance_not_meant_to_be_t
             assert await sample(running, "balancer_instance_health", instance="a") == health
             events = running.logged("runner_fell_to_cpu")
             assert [each["model"] for each in events] == (["m:latest"] if percent else [])
+
+
+async def test_gpus_that_could_not_be_asked_for_are_told_and_looked_for(
+    machine: GpuMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "_LONGEST_BACK_OFF_SECONDS", 0.01)
+    machine.has(gpu(), calls={"*": "crash"})
+    async with ScriptedInstance().running() as one, balancing(one, undetected="no answer") as running:
+        assert [each["error"] for each in running.logged("devices_undetected")] == ["no answer"]
+        assert "\nbalancer_gpu_detection_success 0.0\n" in await asked(running, "/metrics")
+        assert await asked(running, "/admin/v1/devices") == {"devices": [], "undetected": "no answer"}
+        health = await asked(running, "/health")
+        assert (health["status"], health["devices_undetected"]) == ("degraded", "no answer")
+
+        machine.has(gpu(), gpu(1))
+        await until(lambda: running.logged("devices_turned_up"))
+
+        assert [each["devices"] for each in running.logged("devices_turned_up")] == [[KEY, device(1).key]]
+        told = (await asked(running, "/health"))["devices_undetected"]
+        assert told == "no answer; by now 2 can be read: restart the balancer to use them"
+
+
+async def test_a_machine_whose_gpus_are_known_is_not_degraded(machine: GpuMachine) -> None:
+    async with ScriptedInstance().running() as one, balancing(one) as running:
+        assert "\nbalancer_gpu_detection_success 1.0\n" in await asked(running, "/metrics")
+        assert (await asked(running, "/health"))["status"] == "ok"
+        assert running.logged("devices_undetected") == []

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from balancer.commands import running
-from balancer.commands.provision import find
+from balancer.commands.provision import CannotProvision, find
 from balancer.provisioning.existing import look_around
 from balancer.provisioning.keeper import FOLDER_VARIABLE, INSTANCE_VARIABLE
 from balancer.settings import Settings
@@ -136,3 +136,37 @@ async def test_no_instance_tidies_a_store_into_which_another_ollama_may_pull(
 
     assert found.provisioned.launches
     assert all(each.environment["OLLAMA_NOPRUNE"] == "1" for each in found.provisioned.launches)
+
+
+@pytest.mark.parametrize("fate", ["crash", "NO_PERMISSION"])
+async def test_gpus_that_cannot_be_asked_for_are_not_taken_for_none(
+    fate: str, machine: GpuMachine, tmp_path: Path
+) -> None:
+    machine.has(gpu(), calls={"*": fate})
+
+    found = await find(provisioning(tmp_path, attach_existing=False))
+
+    assert [each.name for each in found.provisioned.launches] == ["cpu"]
+    assert found.provisioned.undetected
+    assert any(each.startswith("whether there are GPUs is not known") for each in found.sentences)
+
+
+async def test_a_machine_without_gpus_is_none_of_which_that_is_said(
+    machine: GpuMachine, tmp_path: Path
+) -> None:
+    machine.has()
+
+    found = await find(provisioning(tmp_path, attach_existing=False))
+
+    assert found.provisioned.undetected == ""
+    assert not any("not known" in each for each in found.sentences)
+
+
+async def test_a_gpu_that_is_named_and_cannot_be_asked_for_is_refused_with_the_reason(
+    machine: GpuMachine, tmp_path: Path
+) -> None:
+    machine.has(gpu(), calls={"*": "NO_PERMISSION"})
+    told = settings(tmp_path, gpu_instances=[{"gpu_id": 0, "port": 9}])
+
+    with pytest.raises(CannotProvision, match=r"(?s)may not use the NVIDIA driver.*there is no GPU 0"):
+        await find(told)

@@ -33,6 +33,7 @@ PROMISED = {
     "balancer_gpu_power_watts": {"device"},
     "balancer_gpu_reading_age_seconds": {"device"},
     "balancer_gpu_health": {"device"},
+    "balancer_gpu_detection_success": set(),
     "balancer_gpu_faults_total": {"device", "kind"},
     "balancer_instance_restarts_total": {"instance", "reason"},
     "balancer_breaker_state": {"instance", "model"},
