@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 
 from balancer import __version__, wiring
@@ -31,7 +32,7 @@ from balancer.control.warm_up import WarmUp
 from balancer.core.ticket import InstanceId
 from balancer.dispatch import Dispatcher
 from balancer.fleet.fleet import Fleet
-from balancer.fleet.instance import Instance
+from balancer.fleet.instance import DrainedBy, Instance
 from balancer.forwarding.answers import Answers
 from balancer.forwarding.stores import Stores
 from balancer.memory import memory_allowed
@@ -189,10 +190,10 @@ class Balancer:
         self.supervisor.restart(instance)
         return True
 
-    def drain(self, instance: InstanceId, drained: bool) -> None:
+    def drain(self, instance: InstanceId, drained: bool, by: DrainedBy = DrainedBy.OPERATOR) -> None:
         """Give an instance no new requests, or give it requests again. Raises KeyError."""
-        self.fleet.drain(self.fleet.get(instance), drained=drained)
-        self.log.info("instance_drained" if drained else "instance_undrained", instance=instance)
+        self.fleet.drain(self.fleet.get(instance), drained=drained, by=by)
+        self.log.info("instance_drained" if drained else "instance_undrained", instance=instance, by=by.value)
 
     async def _stop(self) -> None:
         """Not ready any more and nothing new lent, while the listener still says so; then wait for the
@@ -236,7 +237,8 @@ class Balancer:
 
     def _device_watch(self) -> DeviceWatch:
         devices = self.provisioned.devices
-        lost = LostDevices(devices=devices, fleet=self.fleet, drain=self.drain, restart=self._restart)
+        drain = partial(self.drain, by=DrainedBy.LOST_DEVICE)
+        lost = LostDevices(devices=devices, fleet=self.fleet, drain=drain, restart=self._restart)
         return DeviceWatch(
             devices,
             undetected=self.provisioned.undetected,

@@ -199,6 +199,7 @@ class Report:
             "devices": instance.spec.devices,
             "error": instance.health.last_error,
             "drained": instance.drained,
+            "drained_by": sorted(instance.drained_by),
             "managed": self._managed(instance.id),
             "spared_seconds": round(spared, 3) if spared > 0 else None,
             "breaker": instance.breakers.state(now).value,

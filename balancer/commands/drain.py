@@ -45,6 +45,8 @@ async def _undrain(admin: Admin, instance: str, as_json: bool) -> int:
         return _refused(status, row, as_json)
     if as_json:
         print_json(row)
+    elif row["drained"]:
+        print(f"{instance} takes no requests yet: {_because(row)}")
     else:
         print(f"{instance} takes requests again; it is {row['state']}")
     return DONE
@@ -70,6 +72,12 @@ def _unfinished(row: Mapping[str, object], seconds: float) -> str:
     if not row["drained"]:
         return f"{row['id']} is drained no longer: someone put it back, or a reload took it out"
     return f"{row['id']} takes no new requests, but after {seconds:g} s {_running(row)}"
+
+
+def _because(row: Mapping[str, object]) -> str:
+    """What keeps an instance drained that no operator keeps so."""
+    by = row.get("drained_by")
+    return "its GPU is lost" if isinstance(by, list) and "lost_device" in by else "it is being restarted"
 
 
 def _busy(row: Mapping[str, object]) -> bool:

@@ -15,7 +15,7 @@ from balancer.control.managed import Ending, Managed, ManagedState, Reason
 from balancer.core.ticket import InstanceId
 from balancer.errors import BadResponse, InstanceError
 from balancer.fleet.fleet import Fleet
-from balancer.fleet.instance import Instance
+from balancer.fleet.instance import DrainedBy, Instance
 from balancer.provisioning.keeper_link import KeeperLink
 from balancer.provisioning.launch import Launch
 from balancer.provisioning.ports import PortTaken, holder, require_free
@@ -218,14 +218,12 @@ class Lifecycle:
         return None
 
     async def _drain(self) -> None:
-        """Give it no new requests, and those that it has some time to end. Who drained it before finds it
-        drained afterwards."""
+        """Give it no new requests, and those that it has some time to end."""
         instance, house = self._instance, self._house
         if instance is None:
             return
         self._managed.enter(ManagedState.STOPPING)
-        drained_before = instance.drained
-        house.fleet.drain(instance, drained=True)
+        house.fleet.drain(instance, drained=True, by=DrainedBy.RESTART)
         try:
             with suppress(TimeoutError):
                 async with asyncio.timeout(house.policy.drain_seconds):
@@ -233,7 +231,7 @@ class Lifecycle:
                         await asyncio.sleep(_LOOK_SECONDS)
             await self._end_process()
         finally:
-            house.fleet.drain(instance, drained=drained_before)
+            house.fleet.drain(instance, drained=False, by=DrainedBy.RESTART)
 
     async def _end_process(self) -> None:
         """Nothing of it is left afterwards, however long that takes: its memory and its port are needed."""

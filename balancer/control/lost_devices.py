@@ -11,9 +11,8 @@ from balancer.fleet.instance import Instance
 
 
 class LostDevices:
-    """`drain` is told to drain an instance or to end that; one that an operator has drained is left so.
-    `restart` begins to restart an instance, which those that the balancer did not start need not heed: an
-    Ollama looks for devices only when it starts."""
+    """`drain` is told to drain an instance, or to end that. `restart` begins to restart an instance, which
+    those that the balancer did not start need not heed: an Ollama looks for devices only when it starts."""
 
     def __init__(
         self,
@@ -27,7 +26,7 @@ class LostDevices:
         self._fleet = fleet
         self._drain = drain
         self._restart = restart
-        self._drained: set[InstanceId] = set()
+        self._waiting: set[InstanceId] = set()
         self._lost: set[str] = set()
         """Keys and indices of devices that are lost now."""
 
@@ -35,16 +34,16 @@ class LostDevices:
         """A device, by its key, is lost."""
         self._lost |= self._called(device)
         for each in self._on(device):
-            if not each.drained:
-                self._drained.add(each.id)
+            if each.id not in self._waiting:
+                self._waiting.add(each.id)
                 self._drain(each.id, True)
 
     def back(self, device: str) -> None:
         """It can be read again."""
         self._lost -= self._called(device)
         for each in self._on(device):
-            if each.id in self._drained and self._lost.isdisjoint(each.spec.devices or ()):
-                self._drained.discard(each.id)
+            if each.id in self._waiting and self._lost.isdisjoint(each.spec.devices or ()):
+                self._waiting.discard(each.id)
                 self._restart(each.id)
                 self._drain(each.id, False)
 

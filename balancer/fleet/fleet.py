@@ -11,7 +11,7 @@ from balancer.clock import Clock, SystemClock
 from balancer.core.names import ModelName
 from balancer.core.ticket import InstanceId, Lease, Outcome, Verdict
 from balancer.core.variant import Variant
-from balancer.fleet.instance import Instance
+from balancer.fleet.instance import DrainedBy, Instance
 from balancer.fleet.residency import Row
 from balancer.fleet.stores import learn_shared_stores
 
@@ -167,9 +167,11 @@ class Fleet:
         """Lend no slots there but to this variant, so that it can be loaded; ends by itself."""
         instance.gate(variant, self._clock.monotonic() + for_seconds)
 
-    def drain(self, instance: Instance, *, drained: bool) -> None:
-        """Give no new leases there, or give them again; running ones are untouched either way."""
-        instance.drained = drained
+    def drain(self, instance: Instance, *, drained: bool, by: DrainedBy = DrainedBy.OPERATOR) -> None:
+        """Give no new leases there, or give them again once nobody else has it drained; running ones are
+        untouched either way."""
+        instance.drained_by = instance.drained_by | {by} if drained else instance.drained_by - {by}
+        instance.drained = bool(instance.drained_by)
         self._tell(self._on_change, instance)
 
     def knows(self, model: str) -> bool:

@@ -1,12 +1,13 @@
 """One instance as the store holds it: what was configured, what the probes saw, what is lent out.
 
 Each group of fields has one writer: configuration at construction, health and inventory by the
-prober, leases and breakers by dispatch, loads by the loader, `drained` by the operator.
+prober, leases and breakers by dispatch, loads by the loader, `drained` by whoever drains.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 
 from balancer.core.names import ModelName, canonical_name, is_cloud_name
 from balancer.core.plan import Runtime
@@ -41,6 +42,14 @@ class InstanceSpec:
     runtime: Runtime = Runtime.OLLAMA
 
 
+class DrainedBy(StrEnum):
+    """Who has drained an instance; each ends its own drain and nobody else's."""
+
+    OPERATOR = "operator"
+    LOST_DEVICE = "lost_device"
+    RESTART = "restart"
+
+
 _BATCH_TOKENS = 512
 """A runner's default num_batch. Source: Ollama v0.33 api/types.go."""
 _COOLING_UNKNOWN_SECONDS = 0.25
@@ -70,6 +79,7 @@ class Instance:
         self.inventory: Inventory | None = None
         self.learned_store: str | None = None
         self.drained = False
+        self.drained_by: frozenset[DrainedBy] = frozenset()
         self.running = 0
         self.cooling = 0
         self._leased_at: dict[ModelName, list[float]] = {}

@@ -373,6 +373,23 @@ async def test_restart_drains_first_and_gives_requests_again(folder: Path) -> No
         assert rig.logged("instance_exited")[0]["level"] == "info"
 
 
+async def test_restart_ends_no_drain_that_began_meanwhile(folder: Path) -> None:
+    policy = {"drain_seconds": 60.0}
+    async with supervising(folder, simulated("a", a_port()), policy=policy) as rig:
+        await rig.usable("a")
+        instance, model = rig.instance("a"), canonical_name("m")
+        now = rig.supervisor._clock.monotonic()
+        instance.take_slot(model, now)
+        rig.supervisor.restart(instance.id)
+        await until(lambda: instance.drained)
+
+        rig.fleet.drain(instance, drained=True)
+        instance.give_slot_back(model, now, now)
+        await until(lambda: not rig.told("a")["restart_pending"])
+
+        assert instance.drained
+
+
 async def test_restart_leaves_an_instance_drained_that_was_drained_before(folder: Path) -> None:
     async with supervising(folder, simulated("a", a_port())) as rig:
         await rig.usable("a")

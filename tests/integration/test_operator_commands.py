@@ -11,6 +11,8 @@ import pytest
 from balancer.cli import main
 from balancer.control.config_files import ConfigFiles
 from balancer.control.reloader import ConfigSource
+from balancer.core.ticket import InstanceId
+from balancer.fleet.instance import DrainedBy
 from balancer.settings import Settings, load
 from tests.fakes.raw_client import Answer
 from tests.fakes.running_balancer import Running, balancing, until
@@ -72,6 +74,22 @@ async def test_instance_is_drained_and_put_back(operator: Operator) -> None:
         assert drained == Ran(0, "a takes no new requests; none runs there\n", "")
         assert "up, drained" in status.out
         assert undrained == Ran(0, "a takes requests again; it is up\n", "")
+
+
+@pytest.mark.parametrize(
+    ("by", "why"), [(DrainedBy.LOST_DEVICE, "its GPU is lost"), (DrainedBy.RESTART, "it is being restarted")]
+)
+async def test_an_instance_that_is_put_back_and_waits_is_told_for_what(
+    by: DrainedBy, why: str, operator: Operator
+) -> None:
+    async with ScriptedInstance().running() as one, balancing(one) as running:
+        running.balancer.drain(InstanceId("a"), True, by)
+
+        told = await operator.run(running, "undrain", "a")
+        as_json = await operator.run(running, "undrain", "a", "--json")
+
+        assert told == Ran(0, f"a takes no requests yet: {why}\n", "")
+        assert (as_json.json["drained"], as_json.json["drained_by"]) == (True, [by.value])
 
 
 async def test_draining_waits_until_nothing_runs_there(operator: Operator) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from balancer.control.lost_devices import LostDevices
 from balancer.core.ticket import InstanceId
 from balancer.fleet.fleet import Fleet
+from balancer.fleet.instance import DrainedBy
 from tests.fakes.gpu_machine import device
 from tests.unit.unit_support import instance
 
@@ -26,7 +27,7 @@ class Rig:
         )
 
     def drain(self, name: InstanceId, drained: bool) -> None:
-        self.fleet.drain(self.fleet.get(name), drained=drained)
+        self.fleet.drain(self.fleet.get(name), drained=drained, by=DrainedBy.LOST_DEVICE)
 
     @property
     def drained(self) -> set[str]:
@@ -59,12 +60,34 @@ def test_an_instance_over_two_lost_devices_waits_for_both() -> None:
     assert sorted(rig.restarted) == ["both", "one", "two"]
 
 
-def test_one_that_an_operator_drained_is_left_so() -> None:
+def test_one_that_an_operator_drained_before_is_left_so_and_starts_anew() -> None:
+    """An Ollama that ran on a lost device finds it only after a restart, whoever has drained it."""
     rig = Rig()
-    rig.drain(InstanceId("one"), True)
+    rig.fleet.drain(rig.fleet.get(InstanceId("one")), drained=True)
 
     rig.lost_devices.lost(FIRST)
     rig.lost_devices.back(FIRST)
 
     assert rig.drained == {"one"}
-    assert rig.restarted == ["both"]
+    assert sorted(rig.restarted) == ["both", "one"]
+
+
+def test_one_that_an_operator_drained_meanwhile_is_left_so() -> None:
+    rig = Rig()
+    rig.lost_devices.lost(FIRST)
+
+    rig.fleet.drain(rig.fleet.get(InstanceId("one")), drained=True)
+    rig.lost_devices.back(FIRST)
+
+    assert rig.drained == {"one"}
+
+
+def test_an_operator_puts_no_instance_back_on_a_device_that_is_lost() -> None:
+    rig = Rig()
+    rig.lost_devices.lost(FIRST)
+
+    rig.fleet.drain(rig.fleet.get(InstanceId("one")), drained=False)
+    assert "one" in rig.drained
+
+    rig.lost_devices.back(FIRST)
+    assert rig.drained == set()
