@@ -49,6 +49,9 @@ def config_source(files: Sequence[Path], overrides: Mapping[str, object]) -> Con
 
 async def _serve(settings: Settings, source: ConfigSource) -> int:
     outlive_hangups()
+    # Nothing runs yet that has to be stopped; and the first process of a container is deaf to what it has no
+    # handler for.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, signal.raise_signal, signal.SIGINT)
     try:
         found = await find(settings)
     except CannotProvision as error:

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from harness import CHAT, BalancerProcess, balancer, balancer_process, child, command, wait_for
+from harness import CHAT, BalancerProcess, Child, balancer, balancer_process, child, command, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +97,9 @@ def test_file_that_breaks_is_refused_and_the_balancer_serves_on(
         assert "\nbalancer_config_reload_success 0.0\n" in metrics
 
 
-def test_hangup_while_the_balancer_looks_for_an_instance_does_not_end_it(tmp_path: Path) -> None:
-    """An instance of the configuration accepts and never answers, so that the start takes long enough."""
+@pytest.fixture
+def looking(tmp_path: Path) -> Iterator[Child]:
+    """A balancer that looks for an instance of its configuration, which accepts and never answers."""
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
@@ -107,7 +108,19 @@ def test_hangup_while_the_balancer_looks_for_an_instance_does_not_end_it(tmp_pat
         with child("balancer", command("serve", "--config", str(config)), tmp_path, PATH="") as started:
             silent.settimeout(20)
             with silent.accept()[0]:
-                started.process.send_signal(signal.SIGHUP)
+                yield started
 
-                assert started.process.wait(20) == 2
-                assert "there is no GPU 1023" in started.err.read_text()
+
+def test_hangup_while_the_balancer_looks_for_an_instance_does_not_end_it(looking: Child) -> None:
+    looking.process.send_signal(signal.SIGHUP)
+
+    assert looking.process.wait(20) == 2
+    assert "there is no GPU 1023" in looking.err.read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_balancer_that_is_stopped_while_it_looks_for_an_instance_ends_in_order(
+    number: signal.Signals, looking: Child
+) -> None:
+    assert looking.end(number) == 0
+    assert looking.err.read_text() == ""
