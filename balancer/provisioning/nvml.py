@@ -205,14 +205,21 @@ def _undetected(library: Any, error: Any) -> Detection:
 
 
 def _described(library: Any, count: int) -> tuple[list[Device], list[str]]:
-    """Every GPU that can be read, and a note on each that cannot."""
-    found, notes = [], []
+    """Every GPU that can be read and told from the others, and a note on each that cannot."""
+    found: dict[str, Device] = {}
+    notes = []
     for index in range(count):
         try:
-            found.append(_device(library, index))
+            device = _device(library, index)
         except library.NVMLError as error:
             notes.append(f"GPU {index} is left out, it cannot be read: {error}")
-    return found, notes
+            continue
+        same = found.setdefault(device.key, device)
+        if same is not device:
+            notes.append(
+                f"GPU {index} is left out, it cannot be told from GPU {same.index}: both are {same.uuid}"
+            )
+    return list(found.values()), notes
 
 
 def _device(library: Any, index: int) -> Device:

@@ -34,8 +34,8 @@ def make_plan(
     weight_of: Callable[[Device], float] = lambda device: 1.0,
     tidies: bool = True,
 ) -> Plan:
-    """What is to be started on a machine with these GPUs and this memory. Those that are split by MIG are
-    left out; detection tells it.
+    """What is to be started on a machine with these GPUs, no two of one key, and this memory. Those that are
+    split by MIG are left out; detection tells it.
 
     `served` are those of vLLM and llama-server, as `served_models` places them on these GPUs: they stay
     as they are and get a weight, and Ollama is planned on what they leave.

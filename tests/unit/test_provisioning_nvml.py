@@ -173,6 +173,15 @@ def test_a_gpu_that_cannot_be_read_is_left_out_and_named(machine: GpuMachine, ca
     assert [note for note in found.notes if note.startswith("GPU 0 ") and fate in note]
 
 
+def test_a_gpu_with_the_uuid_of_another_is_left_out_and_named(machine: GpuMachine) -> None:
+    machine.has(gpu(0), gpu(1), gpu(0, name="its twin"))
+
+    found = detected()
+
+    assert found.devices == (device(0), device(1))
+    assert found.notes == (f"GPU 2 is left out, it cannot be told from GPU 0: both are {device(0).uuid}",)
+
+
 def test_gpus_none_of_which_can_be_read_are_a_failure_and_not_none(machine: GpuMachine) -> None:
     machine.has(gpu(calls={"*": "UNKNOWN"}))
 
