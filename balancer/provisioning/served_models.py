@@ -12,7 +12,7 @@ from pathlib import Path
 
 from balancer.core.device import CPU, Device
 from balancer.core.plan import PlannedInstance, Runtime
-from balancer.provisioning.model_files import Refused, runtime_of
+from balancer.provisioning.model_files import ModelFiles, Refused, runtime_of
 from balancer.provisioning.runtimes.base import CannotLaunch, Host, absolute
 from balancer.provisioning.runtimes.shares import check_shares, split_over
 from balancer.settings import ServedModelSettings, Settings
@@ -71,10 +71,11 @@ def served_models(host: Host, *, host_memory_bytes: int, ports: Iterator[int]) -
     """The instances that the entries of `runtimes.vllm.models` and `runtimes.llama_server.models` ask for, in
     the order in which they are to be started: smallest first, each ready before the next of its device,
     since vLLM counts as its own what another takes while it measures. Their names are none that the
-    settings give. Reads file sizes; whether a program is there is for the launch to see.
+    settings give. Reads the beginnings of files; whether a program is there is for the launch to see.
 
     Raises:
-        CannotLaunch: a model or a device is not there, or a device or the host has too little memory.
+        CannotLaunch: a model is not there or none for its runtime, a device is not there, or a device or the
+            host has too little memory.
     """
     entries = sorted(_entries(host), key=lambda each: (each.weights_bytes, each.model.name))
     left = {device.key: _usable(device, host.settings) for device in host.devices}
@@ -126,23 +127,33 @@ def _parts(path: Path) -> list[Path]:
 
 def _entries(host: Host) -> Iterator[_Entry]:
     runtimes = host.settings.runtimes
-    listed: Mapping[Runtime, Sequence[ServedModelSettings]] = {
-        Runtime.VLLM: runtimes.vllm.models if runtimes.vllm.enabled else (),
-        Runtime.LLAMA_SERVER: runtimes.llama_server.models,
-    }
-    for runtime, models in listed.items():
-        setting = f"runtimes.{runtime.name.lower()}.models"
-        for model in models:
-            path = absolute(model.path, host.environ)
-            yield _Entry(setting, runtime, model, str(path), weights_bytes(path))
+    for model in runtimes.vllm.models if runtimes.vllm.enabled else ():
+        path = absolute(model.path, host.environ)
+        yield _Entry("runtimes.vllm.models", Runtime.VLLM, model, str(path), weights_bytes(path))
+    for model in runtimes.llama_server.models:
+        told = _looked_at(model, host)
+        if Runtime.VLLM in told.runtimes:
+            raise CannotLaunch(f"model '{model.name}' is none for llama-server: {told.reason}")
+        yield _entry("runtimes.llama_server.models", Runtime.LLAMA_SERVER, model, told)
     for model in runtimes.models:
-        told = runtime_of(absolute(model.path, host.environ), vllm_enabled=runtimes.vllm.enabled)
-        if isinstance(told, Refused):
-            raise CannotLaunch(f"model '{model.name}': {told.reason}")
+        told = _looked_at(model, host)
         alone = [each for each in told.runtimes if each is not Runtime.OLLAMA]
         if not alone:
             raise CannotLaunch(f"model '{model.name}' is one for Ollama, which has a store: {told.reason}")
-        yield _Entry("runtimes.models", alone[0], model, told.path, told.size_bytes, told.projector)
+        yield _entry("runtimes.models", alone[0], model, told)
+
+
+def _entry(setting: str, runtime: Runtime, model: ServedModelSettings, told: ModelFiles) -> _Entry:
+    return _Entry(setting, runtime, model, told.path, told.size_bytes, told.projector)
+
+
+def _looked_at(model: ServedModelSettings, host: Host) -> ModelFiles:
+    """What the files of a model tell. Raises CannotLaunch where no runtime serves it."""
+    enabled = host.settings.runtimes.vllm.enabled
+    told = runtime_of(absolute(model.path, host.environ), vllm_enabled=enabled)
+    if isinstance(told, Refused):
+        raise CannotLaunch(f"model '{model.name}': {told.reason}")
+    return told
 
 
 def _usable(device: Device, settings: Settings) -> int:

@@ -19,6 +19,14 @@ def gguf(
     return b"GGUF" + struct.pack("<IQQ", version, tensors, len(values)) + pairs + tail
 
 
+def sparse(path: Path, size: int) -> Path:
+    """The file of a model of that size, at least that of its header; it takes no room on the disk."""
+    path.write_bytes(gguf(llama(), tensors=1))
+    with path.open("r+b") as file:
+        file.truncate(max(size, path.stat().st_size))
+    return path
+
+
 def llama(changes: Mapping[str, object] = MappingProxyType({})) -> dict[str, object]:
     """Keys of a Llama with 4 layers and 8 heads of 64 elements, 2 of them for keys and values; a change to
     None takes a key out."""

@@ -20,6 +20,7 @@ from balancer.provisioning.plan import make_plan
 from balancer.provisioning.runtimes import CannotLaunch, Host
 from balancer.provisioning.served_models import served_models
 from balancer.settings import Settings, SettingsError
+from tests.fakes.gguf_file import sparse
 
 MIB, GIB = 2**20, 2**30
 CARDS = (4096, 8188, 11264, 12288, 15360, 16376, 24564, 32607, 40960, 46068, 49140, 81559, 143771)
@@ -35,9 +36,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("home")
     for mib in WEIGHTS:
         (folder / f"{mib}").mkdir()
-        for path in (folder / f"{mib}.gguf", folder / f"{mib}" / "model.safetensors"):
-            with path.open("wb") as file:
-                file.truncate(mib * MIB)
+        sparse(folder / f"{mib}.gguf", mib * MIB)
+        with (folder / f"{mib}" / "model.safetensors").open("wb") as file:
+            file.truncate(mib * MIB)
     return folder
 
 

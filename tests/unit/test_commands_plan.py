@@ -16,7 +16,7 @@ from balancer.core.plan import Plan, PlannedDevice, PlannedInstance, Runtime
 from balancer.provisioning.devices import detect
 from balancer.provisioning.plan import make_plan
 from balancer.settings import Settings
-from tests.fakes.gguf_file import gguf, llama, store
+from tests.fakes.gguf_file import gguf, llama, sparse, store
 
 GIB = 2**30
 
@@ -295,7 +295,7 @@ def test_served_models_are_planned_and_their_programs_are_not_looked_for(
 ) -> None:
     weights(tmp_path / "both" / "a.safetensors", GIB)
     weights(tmp_path / "large" / "a.safetensors", 2 * GIB)
-    weights(tmp_path / "small.gguf", 1)
+    sparse(tmp_path / "small.gguf", 1)
     (tmp_path / "a.yaml").write_text(SERVED)
     monkeypatch.setenv("PATH", "")
 
@@ -319,7 +319,14 @@ def test_served_models_are_planned_and_their_programs_are_not_looked_for(
 @pytest.mark.parametrize(
     ("model", "told_of"),
     [
-        ("{name: large, path: /nowhere/a.gguf}", "/nowhere/a.gguf cannot be read: No such file or directory"),
+        (
+            "{name: large, path: /nowhere/a.gguf}",
+            "model 'large': '/nowhere/a.gguf' cannot be read: No such file or directory",
+        ),
+        (
+            "{name: large, path: ~/text.gguf}",
+            "model 'large': 'text.gguf' is no readable GGUF file: it does not begin with GGUF",
+        ),
         (
             "{name: large, path: ~/large.gguf}",
             "model 'large' has 20.0 GiB of weights, and GPU 0 (a) has 8.0 GiB left for it: name other "
@@ -334,7 +341,8 @@ def test_served_models_are_planned_and_their_programs_are_not_looked_for(
 def test_a_served_model_that_cannot_be_planned_exits_2(
     model: str, told_of: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    weights(tmp_path / "large.gguf", 20 * GIB)
+    sparse(tmp_path / "large.gguf", 20 * GIB)
+    (tmp_path / "text.gguf").write_text("text")
     (tmp_path / "a.yaml").write_text(f"runtimes: {{llama_server: {{models: [{model}]}}}}")
 
     assert run("--gpus", "a:8", "--config", "a.yaml") == 2
@@ -345,7 +353,7 @@ def test_a_served_model_that_cannot_be_planned_exits_2(
 
 
 def test_too_few_ports_for_served_models_exit_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    weights(tmp_path / "a.gguf", GIB)
+    sparse(tmp_path / "a.gguf", GIB)
     entry = "{name: a, path: ~/a.gguf}"
     (tmp_path / "a.yaml").write_text(
         f"provisioning: {{first_port: 65535}}\nruntimes: {{llama_server: {{models: [{entry}, {entry}]}}}}"

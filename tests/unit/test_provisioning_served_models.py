@@ -35,10 +35,7 @@ def folder_of(root: Path, name: str, mib: float) -> str:
 
 
 def gguf(root: Path, name: str, mib: float) -> str:
-    path = root / name
-    with path.open("wb") as file:
-        file.truncate(round(mib * MIB))
-    return str(path)
+    return str(gguf_file.sparse(root / name, round(mib * MIB)))
 
 
 def model(name: str, path: str, **more: object) -> dict[str, object]:
@@ -321,6 +318,45 @@ def test_all_parts_of_a_gguf_count(tmp_path: Path) -> None:
     gguf(tmp_path, "other-00002-of-00003.gguf", 10)
 
     assert weights_bytes(tmp_path / "big-00001-of-00003.gguf") == 30 * MIB
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("a.gguf", b"something", "model 'a': 'a.gguf' is no readable GGUF file: it does not begin with GGUF"),
+        ("a.txt", b"something", "model 'a': no model in .*: there is 'a.txt'"),
+        ("a.gguf", b"version https://git-lfs.github.com/spec/v1", "model 'a': 'a.gguf' is a Git LFS pointer"),
+        ("a-00001-of-00002.gguf", gguf_file.gguf({}, tensors=1), "model 'a': 1 of 2 parts are missing"),
+        ("b.gguf", b"", "model 'a': '.*a.gguf' cannot be read: No such file"),
+    ],
+)
+def test_what_llama_server_cannot_read_is_refused_with_the_reason(
+    tmp_path: Path, name: str, content: bytes, told: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    path = tmp_path / (name if name != "b.gguf" else "a.gguf")
+
+    with pytest.raises(CannotLaunch, match=told):
+        planned(tmp_path, device(), llama_server=[model("a", str(path))])
+
+
+def test_a_model_of_vllm_is_refused_for_llama_server(tmp_path: Path) -> None:
+    folder = Path(folder_of(tmp_path, "a", 1))
+    (folder / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
+    for each in folder.glob("*.safetensors"):
+        each.write_bytes(struct.pack("<Q", 2) + b"{}")
+
+    with pytest.raises(CannotLaunch, match="model 'a' is none for llama-server: LlamaForCausalLM in 2"):
+        planned(tmp_path, device(), llama_server=[model("a", str(folder))])
+
+
+def test_a_model_in_parts_is_named_by_any_of_them(tmp_path: Path) -> None:
+    paths = [gguf(tmp_path, f"big-0000{part}-of-00003.gguf", 1024) for part in (1, 2, 3)]
+
+    (found,) = planned(tmp_path, device(gib=24), llama_server=[model("a", paths[1])])
+
+    assert found.model_path == paths[0]
+    assert found.memory_bytes == round(3 * 1.2 * GIB) + GIB
 
 
 def test_a_path_is_that_of_the_balancers_folder_wherever_the_process_runs(
