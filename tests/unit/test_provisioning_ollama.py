@@ -74,6 +74,15 @@ def test_ollama_on_the_cpu_sees_no_gpu_by_any_way(tmp_path: Path) -> None:
     assert "OLLAMA_SCHED_SPREAD" not in environment
 
 
+def test_ollama_on_the_cpu_keeps_one_model_in_memory(tmp_path: Path) -> None:
+    """Its share of the host is promised for one; a second would take what others were promised."""
+    planned = instance(devices=(), prompt_cache_bytes=2 * GIB)
+
+    environment = ollama.launch(planned, host(tmp_path)).environment
+
+    assert (environment["OLLAMA_MAX_LOADED_MODELS"], environment["LLAMA_ARG_CACHE_RAM"]) == ("1", "2048")
+
+
 def test_ollamas_context_length_is_set_whatever_the_plan_says(tmp_path: Path) -> None:
     own = host(tmp_path, device(), environ={"OLLAMA_CONTEXT_LENGTH": "16384"})
 

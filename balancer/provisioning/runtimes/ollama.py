@@ -28,7 +28,8 @@ _CONTEXT_LENGTH = 4096
 # With a small queue Ollama can block itself (server/sched.go: one goroutine sends to and receives from
 # channels of this size); requests wait in the balancer anyway.
 _MAX_QUEUE = 512
-# As many as Ollama itself allows one device.
+# As many as Ollama itself allows one device. On the CPU one: the share is promised for one model with its
+# context, beside whatever else the host's memory is for.
 _LOADED_AT_ONCE = 3
 _READY_SECONDS = 180.0
 """It looks for devices before it answers, with up to 30 s for each kind of library."""
@@ -69,7 +70,7 @@ def _chosen(instance: PlannedInstance, host: Host) -> dict[str, str]:
         "OLLAMA_HOST": f"127.0.0.1:{instance.port}",
         "OLLAMA_MODELS": str(models_folder(host)),
         "OLLAMA_NUM_PARALLEL": str(instance.slots or _SLOTS),
-        "OLLAMA_MAX_LOADED_MODELS": str(_LOADED_AT_ONCE if len(instance.devices) < 2 else 1),
+        "OLLAMA_MAX_LOADED_MODELS": str(_LOADED_AT_ONCE if len(instance.devices) == 1 else 1),
         "OLLAMA_MAX_QUEUE": str(_MAX_QUEUE),
         "OLLAMA_CONTEXT_LENGTH": str(context_length),
         "OLLAMA_KEEP_ALIVE": users.get("OLLAMA_KEEP_ALIVE") or keep_alive,
