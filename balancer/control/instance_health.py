@@ -1,21 +1,32 @@
-"""The health of instances beyond whether they answer: models that slipped to the CPU, devices in trouble."""
+"""The health of instances beyond whether they answer: models that slipped to the CPU, devices in trouble.
+
+What lies on the CPU is a fall only from a device: of an instance of which no device is known it counts once
+a model of it was seen on one. Until then it may be on a machine that has none, where nothing is wrong.
+"""
 
 from balancer.control.device_watch import DeviceWatch
 from balancer.core.ticket import InstanceId
 from balancer.fleet.fleet import Fleet
 from balancer.fleet.instance import Instance
-from balancer.fleet.offload import Offload, offloads
+from balancer.fleet.offload import Offload, is_on_device, offloads
 from balancer.telemetry.logs import Logger
+
+_ON_CPU = "nothing of it was seen on a GPU: set its device where it has one, or device: cpu where it has none"
 
 
 class InstanceHealth:
-    """Judges instances, and tells of every runner that comes to lie on the CPU, once."""
+    """Judges instances, and tells once of every runner that falls to the CPU, and of every instance that
+    was seen on nothing else."""
 
     def __init__(self, *, fleet: Fleet, devices: DeviceWatch, log: Logger) -> None:
         self._fleet = fleet
         self._devices = devices
         self._log = log
         self._told: dict[InstanceId, tuple[Offload, ...]] = {}
+        self._on_device: set[Instance] = set()
+        """Of those of which no device is known, who was seen to use one."""
+        self._on_cpu: set[Instance] = set()
+        """Who was told to run on the CPU."""
         fleet.listen(on_change=self._look, on_members=self._forget_gone)
 
     def of(self, instance: Instance) -> float:
@@ -23,11 +34,21 @@ class InstanceHealth:
         of its devices."""
         if not instance.usable:
             return 0.0
-        runners = min((each.health for each in offloads(instance)), default=1.0)
+        runners = min((each.health for each in self._falls(instance)), default=1.0)
         return runners * self._devices.health_of(instance.spec.devices or ())
 
+    def _falls(self, instance: Instance) -> tuple[Offload, ...]:
+        """Its runners that are on the CPU though it has a device."""
+        known = bool(instance.spec.devices) or instance in self._on_device or is_on_device(instance)
+        return offloads(instance) if known else ()
+
     def _look(self, instance: Instance) -> None:
-        told, now = self._told.get(instance.id, ()), offloads(instance)
+        if is_on_device(instance):
+            self._on_device.add(instance)
+        told, now = self._told.get(instance.id, ()), self._falls(instance)
+        if not now and instance not in self._on_cpu and offloads(instance):
+            self._on_cpu.add(instance)
+            self._log.warning("instance_on_cpu", instance=instance.id, advice=_ON_CPU)
         if now == told:
             return
         self._told[instance.id] = now
@@ -51,3 +72,5 @@ class InstanceHealth:
     def _forget_gone(self) -> None:
         there = {each.id for each in self._fleet.instances()}
         self._told = {name: told for name, told in self._told.items() if name in there}
+        self._on_device &= set(self._fleet.instances())
+        self._on_cpu &= set(self._fleet.instances())

@@ -36,11 +36,18 @@ class Offload:
 
 
 def offloads(instance: Instance) -> tuple[Offload, ...]:
-    """Its runners that should be on a device and are not, wholly; none where it is known to be on the CPU."""
+    """Its runners that are not wholly on a device; none where it is known to be on the CPU."""
     if instance.spec.devices == () or instance.inventory is None:
         return ()
     found = (offload_of(runner.model, runner.row) for runner in instance.inventory.runners.values())
     return tuple(each for each in found if each is not None)
+
+
+def is_on_device(instance: Instance) -> bool:
+    """Whether one of its runners lies on a device, in part at least."""
+    runners = instance.inventory.runners.values() if instance.inventory is not None else ()
+    sizes = (runner.row.get("size_vram") for runner in runners)
+    return any(type(each) is int and each > 0 for each in sizes)
 
 
 def offload_of(model: ModelName, row: Row) -> Offload | None:

@@ -258,7 +258,7 @@ def test_a_fall_to_the_cpu_is_told_once_for_each_change(watched: Watched) -> Non
 
 
 def test_a_model_that_stays_on_the_cpu_is_not_told_again_when_another_falls(watched: Watched) -> None:
-    one = on("a")
+    one = on("a", devices=(ONE,))
     _, fleet = health_of(watched, one)
     first, second = ({"name": name, "size": 10, "size_vram": 0} for name in "mn")
     for rows in ([first], [first, second], [second]):
@@ -272,7 +272,7 @@ def test_a_model_that_stays_on_the_cpu_is_not_told_again_when_another_falls(watc
 
 
 def test_what_was_told_of_an_instance_goes_with_it(watched: Watched) -> None:
-    rows = [{"name": "m", "size": 10, "size_vram": 0}]
+    rows = [{"name": "m", "size": 10, "size_vram": 5}]
     _, fleet = health_of(watched, on("a"))
     for _ in range(2):
         fleet.inventory_read(fleet.get(InstanceId("a")), models=None, runners=rows, slots={}, at=2.0)
@@ -280,3 +280,39 @@ def test_what_was_told_of_an_instance_goes_with_it(watched: Watched) -> None:
         fleet.replace([on("a")])
 
     assert watched.events() == [("runner_fell_to_cpu", "m:latest")] * 2
+
+
+def test_an_instance_that_was_seen_on_the_cpu_alone_is_told_once_and_healthy(watched: Watched) -> None:
+    """It may be on a machine without any GPU."""
+    one = on("a")
+    health, fleet = health_of(watched, one)
+    for name in "mn":
+        rows = [{"name": name, "size": 10, "size_vram": 0}]
+        fleet.inventory_read(one, models=None, runners=rows, slots={}, at=2.0)
+
+    assert [each.cpu_share for each in offloads(one)] == [1.0]
+    assert health.of(one) == 1.0
+    assert [(each["event"], each["instance"]) for each in watched.logged()] == [("instance_on_cpu", "a")]
+
+
+def test_once_it_was_seen_on_a_gpu_the_cpu_is_a_fall(watched: Watched) -> None:
+    one = on("a")
+    health, fleet = health_of(watched, one)
+    healths = []
+    for on_device in (0, 10, 0):
+        rows = [{"name": "m", "size": 10, "size_vram": on_device}]
+        fleet.inventory_read(one, models=None, runners=rows, slots={}, at=2.0)
+        healths.append(round(health.of(one), 3))
+
+    assert healths == [1.0, 1.0, 0.067]
+    assert [each["event"] for each in watched.logged()] == ["instance_on_cpu", "runner_fell_to_cpu"]
+
+
+def test_another_instance_of_the_name_has_been_seen_on_nothing(watched: Watched) -> None:
+    health, fleet = health_of(watched, on("a", ("m:latest", 10, 10)))
+    fleet.inventory_read(fleet.get(InstanceId("a")), models=None, runners=None, slots={}, at=2.0)
+    other = on("a", ("m:latest", 10, 0))
+
+    fleet.replace([other])
+
+    assert health.of(other) == 1.0
