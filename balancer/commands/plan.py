@@ -9,7 +9,9 @@ from pathlib import Path
 
 from balancer.commands.asking import LONG, plain, print_json
 from balancer.commands.exit_codes import BAD_USAGE, DONE
+from balancer.commands.running import Running, look
 from balancer.commands.tables import table
+from balancer.core.detection import Detection
 from balancer.core.device import Device
 from balancer.core.plan import Plan, PlannedDevice, PlannedInstance
 from balancer.provisioning.devices import detect
@@ -30,16 +32,20 @@ _FORM = "NAME:GIB, several with a comma, such as 'RTX 4090:24,RTX 3060:12'"
 def plan(files: Sequence[Path], *, gpus: Sequence[Device] | None, as_json: bool) -> int:
     """Print it, for these GPUs or for those of this machine. Faults in the configuration exit 2, and so do
     models of vLLM and llama-server that are not there or have no room; programs are not looked for."""
+    notes: Sequence[str] = ()
     try:
         settings = load(files, environ=os.environ, dotenv=Path(".env"))
-        devices, notes = (gpus, ()) if gpus is not None else _detected()
-        host = Host(tuple(devices), os.environ, settings)
+        running = Running()
         port_is_free = is_free if gpus is None else lambda port: True
-        found = planned(settings, host, port_is_free=port_is_free)
+        if gpus is None:
+            detection, running = asyncio.run(_looked(settings))
+            gpus, notes = detection.devices, detection.sentences
+        host = Host(tuple(gpus), os.environ, settings)
+        found = planned(settings, host, port_is_free=port_is_free, others_stores=running.stores)
     except (SettingsError, CannotLaunch) as error:
-        print(error, file=sys.stderr)
+        print("\n".join([*notes, str(error)]), file=sys.stderr)
         return BAD_USAGE
-    told = [*notes, *found.notes, *_not_started(settings)]
+    told = [*notes, *found.notes, *_not_started(settings, running)]
     if as_json:
         print_json(as_data(found, told))
     else:
@@ -67,18 +73,28 @@ def _gpu(index: int, part: str) -> Device:
     return Device(index=index, name=name, memory_bytes=int(size * GIB), free_bytes=int(size * GIB))
 
 
-def _detected() -> tuple[Sequence[Device], Sequence[str]]:
-    """The GPUs of this machine, and what is to be said of them: why there are none, and what was left out."""
-    detection = asyncio.run(detect(DETECT_SECONDS))
-    return detection.devices, detection.sentences
+async def _looked(settings: Settings) -> tuple[Detection, Running]:
+    """The GPUs of this machine, and what runs on it that `serve` would heed."""
+    detection = await detect(DETECT_SECONDS)
+    return detection, Running() if settings.provision is Provision.OFF else await look(settings)
 
 
-def _not_started(settings: Settings) -> list[str]:
+def _not_started(settings: Settings, running: Running) -> list[str]:
+    """What `serve` would not start of the plan, and what it would tell of what runs already."""
     if settings.provision is Provision.OFF:
         return ["provision is off: serve starts none of them"]
+    notes = list(running.sentences)
     if settings.instances:
-        return ["instances are named: serve starts those of gpu_instances and of runtimes alone beside them"]
-    return []
+        notes.append(
+            "instances are named: serve starts those of gpu_instances and of runtimes alone beside them"
+        )
+    if running.attached:
+        where = ", ".join(running.attached)
+        notes.append(f"Ollama answers at {where}: serve attaches what runs and starts none of these")
+    if running.named:
+        names = ", ".join(sorted(running.named))
+        notes.append(f"Ollama answers where gpu_instances have {names}: serve attaches what runs there")
+    return notes
 
 
 def as_data(planned: Plan, notes: Sequence[str]) -> Mapping[str, object]:

@@ -16,7 +16,9 @@ from balancer.core.plan import Plan, PlannedDevice, PlannedInstance, Runtime
 from balancer.provisioning.devices import detect
 from balancer.provisioning.plan import make_plan
 from balancer.settings import Settings
+from tests.fakes.foreign_ollama import foreign_ollama
 from tests.fakes.gguf_file import gguf, llama, sparse, store
+from tests.fakes.gpu_machine import GpuMachine, gpu
 
 GIB = 2**30
 
@@ -267,6 +269,47 @@ def test_without_names_the_gpus_of_this_machine_are_planned_for(capsys: pytest.C
     assert bool(detection.reason) != bool(detection.devices)
     reasons = [detection.reason] if detection.reason else []
     assert data["notes"][: len(reasons) + len(detection.notes)] == [*reasons, *detection.notes]
+
+
+def test_an_ollama_that_runs_here_is_told_since_serve_attaches_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with foreign_ollama(tmp_path / "other") as other:
+        attached = told(capsys)["notes"]
+        monkeypatch.setenv("BALANCER_PROVISIONING__ATTACH_EXISTING", "false")
+        alone = told(capsys)["notes"]
+        elsewhere = told(capsys, "--gpus", "a:8")["notes"]
+
+    (note,) = (each for each in attached if "serve attaches what runs and starts none of these" in each)
+    assert other.url in note
+    assert any(f"process {other.pid}" in each for each in attached)
+    assert not any("serve attaches" in each for each in alone)
+    assert any("attach_existing is false" in each for each in alone)
+    assert elsewhere == []
+
+
+def test_an_ollama_where_gpu_instances_are_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    GpuMachine(tmp_path / "machine.json", monkeypatch).has(gpu())
+    with foreign_ollama(tmp_path / "other") as other:
+        (tmp_path / "a.yaml").write_text(f"gpu_instances: [{{gpu_id: 0, port: {other.port}, name: own}}]")
+        notes = told(capsys, "--config", "a.yaml")["notes"]
+
+    assert "Ollama answers where gpu_instances have own: serve attaches what runs there" in notes
+
+
+def test_a_gpu_that_cannot_be_asked_for_is_told_with_what_is_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    GpuMachine(tmp_path / "machine.json", monkeypatch).has(gpu(), calls={"*": "NO_PERMISSION"})
+    (tmp_path / "a.yaml").write_text("gpu_instances: [{gpu_id: 0, port: 9}]")
+
+    assert any(each.startswith("whether there are GPUs is not known") for each in told(capsys)["notes"])
+    assert run("--config", "a.yaml") == 2
+    shown = capsys.readouterr().err
+    assert "may not use the NVIDIA driver" in shown
+    assert "there is no GPU 0" in shown
 
 
 def weights(path: Path, size: int) -> Path:
