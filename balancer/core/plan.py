@@ -58,5 +58,12 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def instances(self) -> tuple[PlannedInstance, ...]:
-        """All of them, in the order in which they are to be started."""
-        return (*(each for device in self.devices for each in device.instances), *self.spanning)
+        """All of them, in the order in which they are to be started: first those of one model, which take
+        their memory at the start, in the order of their ports, which they got in that order."""
+        every = (*(each for device in self.devices for each in device.instances), *self.spanning)
+        alone = sorted((each for each in every if each.runtime is not Runtime.OLLAMA), key=_port)
+        return (*alone, *(each for each in every if each.runtime is Runtime.OLLAMA))
+
+
+def _port(each: PlannedInstance) -> int:
+    return each.port

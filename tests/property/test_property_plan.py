@@ -247,7 +247,8 @@ def test_served_models_are_kept_and_come_before_ollama(home: Path, case: Case) -
         assert alone == [bare(each) for each in together[: len(alone)]]
         assert alone == [each for each in served if each in alone]
     kept = [each.name for each in plan.instances if each.runtime is not Runtime.OLLAMA]
-    assert sorted(kept) == sorted(each.name for each in served)
+    assert kept == [each.name for each in served]
+    assert kept == [each.name for each in plan.instances][: len(kept)]
 
 
 @examples(max_examples=200, deadline=None)

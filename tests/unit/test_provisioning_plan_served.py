@@ -29,11 +29,25 @@ def test_a_served_model_on_several_gpus_takes_the_same_share_of_each() -> None:
     planned = plan(gpu(0, 24576), gpu(1, 8192), served=[serving("v", "0", "1", gib=16)])
 
     assert [(each.name, each.memory_bytes, each.devices) for each in planned.instances] == [
+        ("v", 16 * GIB, ("0", "1")),
         ("gpu0", 10 * GIB, ("0",)),
         ("gpu1", 2 * GIB, ("1",)),
-        ("v", 16 * GIB, ("0", "1")),
         ("gpus", 0, ("0", "1")),
     ]
+
+
+def test_served_models_start_in_their_order_wherever_they_are_and_before_every_ollama() -> None:
+    """vLLM counts as its own what another takes while it measures."""
+    where = (("0", "1"), ("1",), (), ("0",), ("0", "1"))
+    served = [
+        serving(name, *keys, gib=1, port=9000 + at)
+        for at, (name, keys) in enumerate(zip("edcba", where, strict=True))
+    ]
+
+    planned = plan(gpu(0, 24576), gpu(1, 24576), served=served)
+
+    assert [each.name for each in planned.instances][:5] == list("edcba")
+    assert {each.runtime for each in planned.instances[5:]} == {Runtime.OLLAMA}
 
 
 def test_a_gpu_that_a_served_model_fills_gets_no_ollama() -> None:
