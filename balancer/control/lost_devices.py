@@ -2,17 +2,18 @@
 start anew. One that uses several waits for all of them.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 from balancer.core.device import Device
 from balancer.core.ticket import InstanceId
 from balancer.fleet.fleet import Fleet
-from balancer.fleet.instance import Instance
+from balancer.fleet.instance import DrainedBy
 
 
 class LostDevices:
-    """`drain` is told to drain an instance, or to end that. `restart` begins to restart an instance, which
-    those that the balancer did not start need not heed: an Ollama looks for devices only when it starts."""
+    """`drain` is told to drain an instance for a lost device, or to end that. `restart` begins to restart an
+    instance, which those that the balancer did not start need not heed: an Ollama looks for devices only
+    when it starts. Instances that other settings put on other devices are judged anew."""
 
     def __init__(
         self,
@@ -26,30 +27,28 @@ class LostDevices:
         self._fleet = fleet
         self._drain = drain
         self._restart = restart
-        self._waiting: set[InstanceId] = set()
         self._lost: set[str] = set()
         """Keys and indices of devices that are lost now."""
+        fleet.listen(on_members=self._judge)
 
     def lost(self, device: str) -> None:
         """A device, by its key, is lost."""
         self._lost |= self._called(device)
-        for each in self._on(device):
-            if each.id not in self._waiting:
-                self._waiting.add(each.id)
-                self._drain(each.id, True)
+        self._judge()
 
     def back(self, device: str) -> None:
         """It can be read again."""
         self._lost -= self._called(device)
-        for each in self._on(device):
-            if each.id in self._waiting and self._lost.isdisjoint(each.spec.devices or ()):
-                self._waiting.discard(each.id)
-                self._restart(each.id)
-                self._drain(each.id, False)
+        self._judge()
 
-    def _on(self, device: str) -> Iterator[Instance]:
-        names = self._called(device)
-        return (each for each in self._fleet.instances() if not names.isdisjoint(each.spec.devices or ()))
+    def _judge(self) -> None:
+        for each in self._fleet.instances():
+            lost = not self._lost.isdisjoint(each.spec.devices or ())
+            if lost is (DrainedBy.LOST_DEVICE in each.drained_by):
+                continue
+            if not lost:
+                self._restart(each.id)
+            self._drain(each.id, lost)
 
     def _called(self, device: str) -> set[str]:
         """What configurations and plans name a device by."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from balancer.control.lost_devices import LostDevices
 from balancer.core.ticket import InstanceId
 from balancer.fleet.fleet import Fleet
@@ -88,6 +90,31 @@ def test_an_operator_puts_no_instance_back_on_a_device_that_is_lost() -> None:
 
     rig.fleet.drain(rig.fleet.get(InstanceId("one")), drained=False)
     assert "one" in rig.drained
+
+    rig.lost_devices.back(FIRST)
+    assert rig.drained == set()
+
+
+def test_one_that_is_moved_from_a_lost_device_serves_there_and_one_that_is_moved_to_it_does_not() -> None:
+    rig = Rig()
+    rig.lost_devices.lost(FIRST)
+    one, two = (rig.fleet.get(InstanceId(name)) for name in ("one", "two"))
+
+    one.spec, two.spec = replace(one.spec, devices=("1",)), replace(two.spec, devices=("0",))
+    rig.fleet.replace(rig.fleet.instances())
+    assert rig.drained == {"two", "both"}
+    assert rig.restarted == ["one"]
+
+    rig.lost_devices.back(FIRST)
+    assert rig.drained == set()
+
+
+def test_an_instance_that_comes_while_its_device_is_lost_waits_for_it() -> None:
+    rig = Rig()
+    rig.lost_devices.lost(FIRST)
+
+    rig.fleet.replace([*rig.fleet.instances(), instance("late", devices=("0",))])
+    assert rig.drained == {"one", "both", "late"}
 
     rig.lost_devices.back(FIRST)
     assert rig.drained == set()
