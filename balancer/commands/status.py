@@ -31,6 +31,7 @@ async def _status(admin: Admin, as_json: bool) -> int:
         "instances": await admin.instances(),
         "queue": await admin.get("queue"),
         "live": (await admin.get("requests"))["live"],
+        "devices": await admin.get("devices"),
     }
     if as_json:
         print_json(told)
@@ -47,7 +48,7 @@ def render(told: _Row) -> str:
     lines += short_table(_QUEUE, [_waiting(each) for each in queue["requests"]])
     lines += ["", f"{len(live)} requests are under way"]
     lines += short_table(_LIVE, [_live(each) for each in live])
-    return "\n".join([*lines, "", *_config(told["config"])])
+    return "\n".join([*lines, "", *_config(told["config"]), *_undetected(told["devices"])])
 
 
 def _instance(row: _Row) -> tuple[str, ...]:
@@ -108,3 +109,9 @@ def _config(row: _Row) -> list[str]:
         lines.append("a newer one is refused:")
         lines += [f"  {each}" for each in faults[:_SHOWN_FAULTS] + more(len(faults) - _SHOWN_FAULTS)]
     return lines
+
+
+def _undetected(row: _Row) -> list[str]:
+    """GPUs that may be there and are not used are not to be overlooked either."""
+    why = row.get("undetected")
+    return [f"GPUs are not known of: {plain(why, characters=_FAULT_CHARACTERS)}"] if why else []

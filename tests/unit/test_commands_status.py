@@ -40,6 +40,7 @@ def told(**parts: Any) -> dict[str, Any]:
         "instances": [instance()],
         "queue": {"limit": 1000, "waiting": len(queue), "requests": queue},
         "live": [],
+        "devices": {"devices": [], "undetected": None},
         **parts,
     }
 
@@ -134,3 +135,9 @@ def test_nothing_that_a_client_made_up_controls_the_terminal() -> None:
 )
 def test_ages_are_told_as_people_say_them(seconds: float, text: str) -> None:
     assert age(seconds) == text
+
+
+def test_gpus_that_could_not_be_asked_for_are_told() -> None:
+    lines = render(told(devices={"devices": [], "undetected": "no answer\n"})).splitlines()
+
+    assert lines[-1] == "GPUs are not known of: no answer\\n"
