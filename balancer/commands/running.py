@@ -27,7 +27,7 @@ _BESIDE = "what runs is left alone: provisioning.attach_existing is false"
 class Running:
     """`named` are the `gpu_instances` that answer, by name. `attached` are the URLs of Ollamas that no
     setting names and that are served in place of what would be started; `stores` are the real paths of the
-    models of those that are not attached; `sentences` tell of both."""
+    models of what runs, `sentences` tell of it."""
 
     named: frozenset[str] = frozenset()
     attached: tuple[str, ...] = ()
@@ -44,18 +44,16 @@ async def look(settings: Settings) -> Running:
     told = {each.name: each.as_instance().url for each in settings.gpu_instances}
     answering = await _answering(list(told.values()), held)
     named = frozenset(name for name, url in told.items() if url in answering)
+    stores = _stores(situation)
     if settings.all_instances:
-        return Running(named=named)
+        return Running(named=named, stores=stores)
+    if not settings.provisioning.attach_existing:
+        beside = (_BESIDE,) if situation.found else ()
+        return Running(stores=stores, sentences=(*situation.sentences, *beside))
     urls = dict.fromkeys((OLLAMA_URL, *(each.url for each in situation.found if each.url)))
-    if settings.provisioning.attach_existing:
-        answering = await _answering(list(urls), held)
-        if answering:
-            attached = tuple(each for each in urls if each in answering)
-            return Running(attached=attached, sentences=situation.sentences)
-    elif situation.found:
-        sentences = (*situation.sentences, _BESIDE)
-        return Running(stores=_stores(situation), sentences=sentences)
-    return Running(stores=_stores(situation), sentences=situation.sentences)
+    answering = await _answering(list(urls), held)
+    attached = tuple(each for each in urls if each in answering)
+    return Running(attached=attached, stores=stores, sentences=situation.sentences)
 
 
 def _stores(situation: Situation) -> frozenset[str]:

@@ -138,6 +138,14 @@ async def test_no_instance_tidies_a_store_into_which_another_ollama_may_pull(
     assert all(each.environment["OLLAMA_NOPRUNE"] == "1" for each in found.provisioned.launches)
 
 
+async def test_none_tidies_it_beside_gpu_instances_either(machine: GpuMachine, tmp_path: Path) -> None:
+    with foreign_ollama(tmp_path / "other", HOME=str(tmp_path)):
+        found = await find(settings(tmp_path, gpu_instances=[{"gpu_id": 0, "name": "own", "port": 9}]))
+
+    chosen = {each.name: each.environment for each in found.provisioned.launches}
+    assert chosen["own"]["OLLAMA_NOPRUNE"] == "1"
+
+
 @pytest.mark.parametrize("fate", ["crash", "NO_PERMISSION"])
 async def test_gpus_that_cannot_be_asked_for_are_not_taken_for_none(
     fate: str, machine: GpuMachine, tmp_path: Path
