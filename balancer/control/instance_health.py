@@ -43,7 +43,7 @@ class InstanceHealth:
         return offloads(instance) if known else ()
 
     def _look(self, instance: Instance) -> None:
-        if is_on_device(instance):
+        if instance not in self._on_device and is_on_device(instance):
             self._on_device.add(instance)
         told, now = self._told.get(instance.id, ()), self._falls(instance)
         if not now and instance not in self._on_cpu and offloads(instance):
