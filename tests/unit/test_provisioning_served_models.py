@@ -196,7 +196,8 @@ def test_the_runtime_of_a_model_is_chosen_by_its_files(tmp_path: Path) -> None:
     assert all("of runtimes.models" in each.reason for each in found)
 
 
-def test_a_model_is_served_with_the_projector_in_its_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["models", "llama_server"])
+def test_a_model_is_served_with_the_projector_in_its_folder(tmp_path: Path, key: str) -> None:
     seeing = tmp_path / "seeing"
     seeing.mkdir()
     (seeing / "model.gguf").write_bytes(gguf_file.gguf(gguf_file.llama(), tensors=3))
@@ -205,7 +206,7 @@ def test_a_model_is_served_with_the_projector_in_its_folder(tmp_path: Path) -> N
     devices = (device(),)
 
     both, alone = (
-        planned(tmp_path, *devices, models=[model("m", str(path))])
+        planned(tmp_path, *devices, **{key: [model("m", str(path))]})
         for path in (seeing, seeing / "model.gguf")
     )
     (launch,) = launches(both, host(tmp_path, *devices))
