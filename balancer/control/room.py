@@ -66,7 +66,8 @@ class Room:
                 return promise
             idle = self._idle(instance, variant.model)
             left = self._holdings(without=idle)
-            alone = not any(each.used_bytes or each.busy for each in left if each.instance != instance.id)
+            siblings = self._ledger.siblings(instance.id)
+            alone = not any(each.used_bytes or each.busy for each in left if each.instance in siblings)
             if not alone and not self._ledger.has_room(instance.id, need, left):
                 raise NoRoom
             if not idle:
@@ -138,6 +139,7 @@ class Room:
         except InstanceError as error:
             self._log.warning("unload_failed", instance=sibling.id, model=model, error=str(error))
             raise NoRoom from error
+        self._fleet.unloaded(sibling, model)  # a list that was read meanwhile still has it
         self._metrics.model_evictions.labels(model, "room").inc()
         self._log.info("unloaded_for_room", instance=sibling.id, model=model)
 

@@ -159,6 +159,22 @@ async def test_model_larger_than_its_device_is_loaded_once_it_has_it_for_itself(
         assert seen == ["unload m", "load n"]
 
 
+async def test_what_is_on_other_devices_keeps_no_model_out() -> None:
+    seen: list[str] = []
+    one, two = Sized("m", seen, loaded=True), Sized("n", seen, loaded=True)
+    big = {**two.row, "name": "big", "size": 9 * GIB}
+    two.lies["/api/tags"] = json.dumps({"models": [two.row, big]}).encode()
+    async with one.running(), two.running(), balancing(one, two) as running:
+        first, second = running.balancer.fleet.instances()
+        shares = {each.id: Share(devices=(each.id,), bytes_each=10 * GIB) for each in (first, second)}
+        running.balancer.device_ledger.use({first.id: 10 * GIB, second.id: 10 * GIB}, shares)
+
+        promise = await running.balancer.room.promise(second, Variant(canonical_name("big")))
+
+        assert promise.instance == second.id, "Ollama makes room among its own models"
+        assert seen == []
+
+
 async def test_of_two_models_larger_than_the_device_one_is_loaded_after_the_other() -> None:
     seen: list[str] = []
     one, two = Sized("m", seen, gib=20), Sized("n", seen, gib=20)
