@@ -161,7 +161,7 @@ class Fleet:
 
     def unloaded(self, instance: Instance, model: ModelName) -> None:
         """A model was unloaded there by a request: the next one for it needs a load."""
-        instance.forget_runner(model)
+        instance.forget_runner(model, self._clock.monotonic())
 
     def gate(self, instance: Instance, variant: Variant, *, for_seconds: float) -> None:
         """Lend no slots there but to this variant, so that it can be loaded; ends by itself."""

@@ -269,11 +269,11 @@ class Instance:
         """When a request for it last ended well here, monotonic seconds; minus infinity where none did."""
         return self._answered_at.get(model, float("-inf"))
 
-    def forget_runner(self, model: ModelName) -> None:
-        """A model was unloaded; a list that was read before is not believed in this."""
+    def forget_runner(self, model: ModelName, now: float) -> None:
+        """A model was unloaded; a list whose reading began before is not believed in this."""
         if not self.is_ollama:
             return
-        self.residency.unloaded(model)
+        self.residency.unloaded(model, now)
         if self.inventory is not None and model in self.inventory.runners:
             left = {name: runner for name, runner in self.inventory.runners.items() if name != model}
             self.inventory = replace(self.inventory, runners=left)
@@ -367,6 +367,7 @@ class Instance:
             else {
                 runner.model: runner
                 for runner in (self._runner_of(row, known, slots) for row in reversed(runners))
+                if not self.residency.unloaded_since(runner.model, at)
             },
         )
         if runners is not None:

@@ -61,6 +61,7 @@ class Residency:
         self._let_through: dict[Variant, None] = {}
         self._gate: tuple[Variant, float] | None = None
         self._doubted: dict[ModelName, float] = {}
+        self._unloaded: dict[ModelName, float] = {}
 
     def warm(self, variant: Variant, inventory: Inventory | None) -> bool:
         """Whether a request for the variant needs no load. Where no list could be read, or the list is
@@ -94,8 +95,10 @@ class Residency:
             self._gate = None
 
     def loaded(self, variant: Variant, at: float) -> None:
-        """The load went well."""
+        """The load went well, so it is there whatever was doubted before."""
         self._loaded[variant.model] = _Loaded(variant, at)
+        self._doubted.pop(variant.model, None)
+        self._unloaded.pop(variant.model, None)
 
     def doubt(self, model: ModelName, now: float) -> None:
         """It runs nothing while another model is being loaded: it may have to make room for that. It is
@@ -128,6 +131,7 @@ class Residency:
         the very next list does not show says that the list does not tell."""
         self._unlisted -= runners.keys()
         self._doubted = {model: since for model, since in self._doubted.items() if since > at}
+        self._unloaded = {model: since for model, since in self._unloaded.items() if since > at}
         for model, loaded in tuple(self._loaded.items()):
             runner = runners.get(model)
             if loaded.at > at:
@@ -139,14 +143,20 @@ class Residency:
             elif loaded.generation is None:
                 self._loaded[model] = replace(loaded, generation=runner.generation)
 
-    def unloaded(self, model: ModelName) -> None:
+    def unloaded(self, model: ModelName, now: float) -> None:
         """It is in memory no more."""
         self._loaded.pop(model, None)
+        self._unloaded[model] = now
+
+    def unloaded_since(self, model: ModelName, at: float) -> bool:
+        """Whether it was unloaded after that, and not loaded again by the balancer."""
+        return self._unloaded.get(model, float("-inf")) > at
 
     def forget(self) -> None:
         """The instance has ended, and its runners with it."""
         self._loaded.clear()
         self._doubted.clear()
+        self._unloaded.clear()
         self._unlisted.clear()
         self._let_through.clear()
 

@@ -299,7 +299,7 @@ def test_another_runtime_has_its_models_in_memory_whatever_is_asked_of_it() -> N
     read(a, models=["m"], runners=[runner()])
 
     assert a.warm(Variant(M, (("num_ctx", 8),)))
-    a.forget_runner(M)
+    a.forget_runner(M, 10.0)
     assert a.resident(M)
     assert not a.holds(canonical_name("big:cloud"))
     assert instance("b").holds(canonical_name("big:cloud"))

@@ -97,7 +97,7 @@ def test_what_was_unloaded_on_purpose_is_cold_and_no_list_is_blamed_for_it() -> 
     it = instance("a", cold=True)
     loaded(it, variant(), at=10.0)
 
-    it.forget_runner(variant().model)
+    it.forget_runner(variant().model, 10.2)
     assert not it.warm(variant())
     listed(it, at=10.5)
 
@@ -389,3 +389,29 @@ def test_a_slot_that_comes_back_while_nothing_else_is_loaded_leaves_no_doubt() -
     assert not it.warm(variant("n:latest"))  # it ran nothing when the load began
     listed(it, runner(), runner(name="n"), at=4.0)
     assert it.warm(variant("n:latest"))
+
+
+def test_a_load_that_went_well_ends_all_doubt_about_its_model() -> None:
+    it = instance("a", models=("m", "n"))
+    it.load_began(variant(), 8.0, 60.0)
+    assert not it.warm(variant("n:latest"))  # it may have to make room
+    it.load_ended(variant(), OK, began_at=8.0, now=8.1, current=True)
+
+    it.load_began(variant("n:latest"), 8.1, 60.0)
+    it.residency.loaded(variant("n:latest"), 8.1)
+    it.load_ended(variant("n:latest"), OK, began_at=8.1, now=8.1, current=True)
+
+    assert it.warm(variant("n:latest"))
+
+
+def test_a_list_whose_reading_began_before_an_unload_does_not_bring_the_model_back() -> None:
+    it = instance("a")
+
+    it.forget_runner(variant().model, 10.0)
+    listed(it, runner(), at=9.9)
+    assert not it.warm(variant())
+    assert it.inventory is not None
+    assert not it.inventory.runners
+
+    listed(it, runner(), at=10.1)  # somebody else has loaded it since
+    assert it.warm(variant())
