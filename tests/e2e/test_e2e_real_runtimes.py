@@ -123,7 +123,7 @@ class TestOllama:
         assert (resident["context_length"], resident["size_vram"]) == (1024, 0)
         assert arguments[arguments.index("-np") + 1] == "2"
         assert arguments[arguments.index("-c") + 1] == "2048"
-        assert {"LLAMA_ARG_CACHE_RAM=64", "CUDA_VISIBLE_DEVICES=-1"} <= set(environment)
+        assert {"LLAMA_ARG_CACHE_RAM=192", "CUDA_VISIBLE_DEVICES=-1"} <= set(environment)
 
     def test_the_prompt_cache_it_was_given_is_what_its_runner_says(self, tmp_path: Path) -> None:
         planned = on_the_cpu(Runtime.OLLAMA, prompt_cache_bytes=0)
