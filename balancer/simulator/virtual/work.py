@@ -69,7 +69,7 @@ class Fault(msgspec.Struct, frozen=True):
 class Observation(msgspec.Struct, frozen=True, gc=False):
     """What an answer tells of its instance, as Ollama's counters do: tokens of the prompt, cached ones among
     them, the time that their evaluation took, tokens of the answer and their time; and what the balancer
-    itself has measured, from sending to the first byte and to the end."""
+    itself has measured, from sending to the first byte and to the end, which was `at` that time."""
 
     instance: InstanceId
     model: ModelName
@@ -79,3 +79,4 @@ class Observation(msgspec.Struct, frozen=True, gc=False):
     output_seconds: float
     first_byte_seconds: float
     total_seconds: float
+    at: float
