@@ -14,8 +14,8 @@ from balancer.simulator.virtual.outcomes import Outcome, Outcomes
 class Floors(NamedTuple):
     """Seconds in the order of an Outcomes' rows; NaN where the request was not answered whole."""
 
-    ttft_seconds: array[float]
-    total_seconds: array[float]
+    ttft_seconds: "array[float]"
+    total_seconds: "array[float]"
 
 
 def floor(outcomes: Outcomes, rates: Mapping[str, Sequence[ServiceRates]]) -> Floors:

@@ -5,6 +5,7 @@ bound and an upper reference for any. All three know the future; no balancer doe
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
+from itertools import pairwise
 from math import inf
 
 import msgspec
@@ -181,9 +182,9 @@ def lower_bound_loads(problem: LoadProblem) -> float:
 
 def _layered(problem: LoadProblem, sizes: Sequence[int], capacity: int) -> float:
     density = {model: problem.costs[model] / sizes[model] for model in problem.requests}
-    levels = sorted(set(density.values()), reverse=True)
+    levels = sorted({*density.values(), 0.0}, reverse=True)
     bound = 0.0
-    for level, lower in zip(levels, [*levels[1:], 0.0], strict=True):
+    for level, lower in pairwise(levels):
         group = {model for model in density if density[model] >= level}
         requests = [model for model in problem.requests if model in group]
         resident = {model for _, models in problem.start for model in models & group}

@@ -17,9 +17,7 @@ def erlang_c(servers: int, offered: float) -> float:
     Raises ValueError for no servers or a negative load.
     """
     if servers < 1 or offered < 0:
-        raise ValueError(
-            f"{servers} servers and a load of {offered}; there must be one, and a load from 0 up"
-        )
+        raise ValueError(f"no waiting with {servers} servers and a load of {offered}")
     if offered >= servers:
         return 1.0
     blocked = 1.0
@@ -53,4 +51,4 @@ def mgk_wait_seconds(
     M/G/1; elsewhere it errs by some per cent at high loads and by more at low ones.
     Source: Allen and Cunneen; Allen, Probability, Statistics and Queueing Theory, 2nd ed., 1990."""
     exponential = mmk_wait_seconds(arrivals_per_second, service_seconds, servers)
-    return (arrival_scv + service_scv) / 2 * exponential
+    return (arrival_scv + service_scv) / 2 * exponential if exponential < inf else inf
