@@ -2,7 +2,6 @@
 tree, for strategies that have no other way to know. It knows no time, no instances and no models.
 """
 
-from bisect import bisect_left
 from collections import OrderedDict
 
 Prefix = tuple[tuple[int, int], ...]
@@ -29,19 +28,30 @@ class PrefixTree:
 
     def matched_tokens(self, prefix: Prefix) -> int:
         """How many leading tokens of the prompt are those of one held."""
-        # What is held of a prompt is its beginning, so the first mark unknown is found by halving.
-        known = bisect_left(prefix, True, key=lambda mark: mark[0] not in self._edges)
+        known = self._known(prefix)
         return prefix[known - 1][1] if known else 0
 
     def insert(self, prefix: Prefix) -> None:
         """Hold a prompt, as far as there is room."""
         edges = self._edges
-        for index in range(len(prefix) - 1, -1, -1):  # its beginning last, so that it is the last to leave
+        known = self._known(prefix)
+        for index in range(len(prefix) - 1, known - 1, -1):
             mark, tokens = prefix[index]
-            if mark in edges:
-                edges.move_to_end(mark)
-                continue
             edges[mark] = tokens - (prefix[index - 1][1] if index else 0)
             self.tokens += edges[mark]
+        for mark, _ in reversed(prefix[:known]):  # the beginning comes last, so that it is the last to leave
+            edges.move_to_end(mark)
         while self.tokens > self._most_tokens or len(edges) > self._most_marks:
             self.tokens -= edges.popitem(last=False)[1]
+
+    def _known(self, prefix: Prefix) -> int:
+        """How many marks of the prompt are held. They are its first ones, so they are counted by halving."""
+        edges = self._edges
+        low, high = 0, len(prefix)
+        while low < high:
+            middle = (low + high) // 2
+            if prefix[middle][0] in edges:
+                low = middle + 1
+            else:
+                high = middle
+        return low

@@ -80,9 +80,14 @@ class PeakEwma:
         return peak * exp((seen_at - now) / self.DECAY_SECONDS)
 
 
+_EMPTY = PrefixTree(most_tokens=0, most_marks=0)
+_COLD = PrefixTree(most_tokens=0, most_marks=0)
+"""Stands for the tree of a model that is not resident."""
+
+
 class _SentPrompts:
-    """Which prompts were sent where: a tree for each instance and model. A tree is empty where the model
-    is not resident, and begins anew with the pick that loads it.
+    """Which prompts were sent where: a tree for each instance and model, which begins anew with the pick
+    that loads it.
 
     Limits: 2²⁶ characters, at 4 to a token, which is sglang's default size of a tree; and 2¹⁵ marks of it,
     as the endpoint picker of the Gateway API inference extension has 31,250 blocks for a server.
@@ -90,7 +95,6 @@ class _SentPrompts:
 
     MOST_TOKENS = 2**24
     MOST_MARKS = 2**15
-    _EMPTY = PrefixTree(most_tokens=0, most_marks=0)
 
     def __init__(self) -> None:
         self._trees: dict[tuple[InstanceId, ModelName], PrefixTree] = {}
@@ -100,11 +104,10 @@ class _SentPrompts:
         """The trees of the ticket's model at each candidate. The pick that follows is of this ticket."""
         self._ticket = ticket
         if ticket.variant is None:
-            return [self._EMPTY] * len(candidates)
-        model = ticket.variant.model
+            return [_EMPTY] * len(candidates)
+        variant, model = ticket.variant, ticket.variant.model
         return [
-            self._trees.get((each.id, model), self._EMPTY) if each.warm(ticket.variant) else self._EMPTY
-            for each in candidates
+            self._trees.get((each.id, model), _EMPTY) if each.warm(variant) else _COLD for each in candidates
         ]
 
     def sent(self, chosen: InstanceView) -> None:
@@ -163,8 +166,12 @@ class ModelAware:
         pass
 
     def score(self, ticket: Ticket, candidates: Sequence[InstanceView]) -> Sequence[Terms]:
+        variant = ticket.variant
         return [
-            {"running_per_weight": each.running / each.weight, "cold": _cold(ticket, each)}
+            {
+                "running_per_weight": each.running / each.weight,
+                "cold": 0.0 if variant is None or each.warm(variant) else _NEVER_IF_AVOIDABLE,
+            }
             for each in candidates
         ]
 
@@ -195,17 +202,13 @@ class PrefillBatch:
                     (prompt_tokens - tree.matched_tokens(ticket.prefix) + self.ALWAYS_NEW_TOKENS)
                     * (each.running + 1)
                 ),
-                "cold": _cold(ticket, each),
+                "cold": _NEVER_IF_AVOIDABLE if tree is _COLD else 0.0,
             }
             for each, tree in zip(candidates, trees, strict=True)
         ]
 
     def picked(self, chosen: InstanceView, candidates: Sequence[InstanceView]) -> None:
         self._sent.sent(chosen)
-
-
-def _cold(ticket: Ticket, instance: InstanceView) -> float:
-    return 0.0 if ticket.variant is None or instance.warm(ticket.variant) else _NEVER_IF_AVOIDABLE
 
 
 RIVALS: Mapping[str, Callable[[Random], Strategy]] = {
