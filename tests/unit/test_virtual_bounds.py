@@ -100,6 +100,11 @@ def test_the_optimum_keeps_what_is_dear_to_load_where_belady_does_not() -> None:
     assert optimal_loads(case) == 2.0
 
 
+def test_beladys_rule_loads_where_what_has_to_leave_is_needed_last() -> None:
+    assert belady_loads(problem("20201", "111", 1, 1, residents=("0", "1"))) == 2
+    assert belady_loads(problem("21210", "111", 1, 1, residents=("0", "1"))) == 2
+
+
 def test_a_case_that_is_too_large_is_told_and_not_guessed() -> None:
     case = problem("0123456701234567", "11111111", 2, 2, 3)
 
@@ -132,6 +137,8 @@ def test_the_lower_bound_sets_the_dearest_bytes_apart() -> None:
     ("facts", "told"),
     [
         ({"requests": (1,)}, "model 1 .9 bytes. fits in no instance"),
+        ({"requests": (3,)}, "model 3 is requested; there are 3"),
+        ({"requests": (-1,)}, "model -1 is requested"),
         ({"most_models": 0}, "model 0 .4 bytes. fits in no instance"),
         ({"capacities": ()}, "fits in no instance"),
         ({"residents": (frozenset({0, 2}),)}, "models .0, 2. do not fit into 5 bytes"),

@@ -19,8 +19,9 @@ from balancer.simulator.virtual.queueing import (
         (3, 2.0, 4 / 9),  # any textbook: 2 of 3 servers busy on average
         (2, 1.0, 1 / 3),
         (1, 0.7, 0.7),
-        (55, 48.0, 0.239),  # Tanner, The Call-Centre Management Handbook: 360 calls of 4 min in 30 min
-        (14, 10.0, 0.174),  # callcentrehelper.com: 100 calls of 3 min in 30 min
+        (55, 48.0, 0.2387),  # the staffing example of many texts: 360 calls of 4 min in half an hour
+        (14, 10.0, 0.174),  # another one: 100 calls of 3 min in half an hour
+        (12, 10.0, 0.4494),
         (5, 0.0, 0.0),
     ],
 )
@@ -30,7 +31,7 @@ def test_erlang_c_gives_the_published_probabilities(servers: int, offered: float
 
 @pytest.mark.parametrize(
     ("per_second", "service_seconds", "servers", "wait_seconds"),
-    [(0.2, 240.0, 55, 8.18), (1 / 18, 180.0, 14, 7.8), (0.8, 1.0, 1, 4.0), (1.0, 1.0, 2, 1 / 3)],
+    [(0.2, 240.0, 55, 8.184), (1 / 18, 180.0, 14, 7.8), (0.8, 1.0, 1, 4.0), (1.0, 1.0, 2, 1 / 3)],
 )
 def test_waits_of_mmk_are_the_published_ones(
     per_second: float, service_seconds: float, servers: int, wait_seconds: float

@@ -1,9 +1,11 @@
 """The rivals: what each prefers in small fleets, and that what they remember stays bounded."""
 
 import json
+import re
 from collections import Counter
 from itertools import permutations
 from math import exp
+from pathlib import Path
 from random import Random
 from zlib import crc32
 
@@ -67,6 +69,12 @@ def ewma(*observations: Observation) -> PeakEwma:
 
 def test_no_rival_has_the_name_of_a_strategy_of_the_product() -> None:
     assert RIVALS.keys() & STRATEGIES.keys() == set()
+
+
+def test_the_page_lists_every_rival() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "rivals.md").read_text()
+
+    assert list(RIVALS) == re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", RIVAL_NAMES)

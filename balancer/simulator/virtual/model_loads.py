@@ -22,7 +22,7 @@ class LoadProblem(msgspec.Struct, frozen=True, kw_only=True):
     request its model must be resident at any one instance; what is not needed can leave at any time.
 
     All that is said of it holds for this order: who serves in another one may need fewer loads.
-    Raises ValueError where a model is requested that fits nowhere, or the start is impossible.
+    Raises ValueError where a model is requested that is none or fits nowhere, or the start is impossible.
     """
 
     requests: tuple[int, ...]
@@ -40,6 +40,8 @@ class LoadProblem(msgspec.Struct, frozen=True, kw_only=True):
         if self.residents and len(self.residents) != len(self.capacities):
             raise ValueError(f"residents of {len(self.residents)} instances of {len(self.capacities)}")
         for model in sorted(set(self.requests)):
+            if not 0 <= model < len(self.sizes):
+                raise ValueError(f"model {model} is requested; there are {len(self.sizes)}")
             if not any(self.fits({model}, capacity) for capacity in self.capacities):
                 raise ValueError(f"model {model} ({self.sizes[model]} bytes) fits in no instance")
         for capacity, models in self.start:

@@ -37,8 +37,8 @@ class PeakEwma:
     Finagle decays its average at every look and not only when an answer comes; as looks are far more
     frequent, what is left of an answer below the average is nothing, which is how it is computed here. Time
     is known by what happens last: a request comes, or an answer ends.
-    Source: twitter/finagle, PeakEwma.scala (the cost, 10 s, the penalty of what has not answered yet);
-    linkerd/linkerd2-proxy, balance.rs (the first byte).
+    Source: twitter/finagle, PeakEwma.scala, commit 1e8497ea (the cost, the penalty of what has not answered
+    yet), and Balancers.scala (10 s); linkerd/linkerd2-proxy, balance.rs, commit 0ef01eaf (the first byte).
     """
 
     DECAY_SECONDS = 10.0
@@ -127,8 +127,8 @@ class PrefixTrie:
     smallest; and where the fewest requests run while instances are out of balance.
 
     It does not care where a model is resident, as the servers that it is made for have one model each.
-    Source: sgl-project/sglang, sgl-router, policies/cache_aware.rs, with the defaults of its command line
-    (cache threshold 0.3, balance thresholds 64 and 1.5).
+    Source: sgl-project/sglang, sgl-router/src, policies/cache_aware.rs, commit 026f853b, with the defaults
+    of its command line (main.rs, commit 0129b029: cache threshold 0.3, balance thresholds 64 and 1.5).
     """
 
     CACHE_THRESHOLD = 0.3
