@@ -12,7 +12,6 @@ from pydantic.fields import FieldInfo
 
 from balancer.settings.faults import Fault, explain, unknown
 from balancer.settings.groups import Group
-from balancer.settings.synonyms import own_entries, own_path
 from balancer.settings.tree import (
     Entry,
     Location,
@@ -23,6 +22,7 @@ from balancer.settings.tree import (
     is_list,
     is_optional,
     item_model,
+    leaves,
     nest,
 )
 
@@ -31,7 +31,7 @@ _NO_VALUE = frozenset(("", "null", "none"))
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """The usable entries of one source under own names, its faults, and the paths that it broke."""
+    """The usable entries of one source, its faults, and the paths that it broke."""
 
     entries: tuple[Entry, ...] = ()
     faults: tuple[Fault, ...] = ()
@@ -50,10 +50,18 @@ def judged(found: Iterable[Entry | Fault], model: type[Group]) -> Layer:
         entry, wrong = _judge(each, model)
         faults.extend(wrong)
         if entry is None:
-            broken.add(own_path(each.path))
+            broken.add(each.path)
         else:
             usable.append(entry)
-    return Layer(tuple(own_entries(usable)), tuple(faults), frozenset(broken))
+    return Layer(tuple(usable), tuple(faults), frozenset(broken))
+
+
+def missing(layer: Layer, model: type[Group], source: str) -> Iterator[Fault]:
+    """A fault for each setting of the model that must be there and that the layer does not have."""
+    told = {entry.path for entry in layer.entries} | layer.broken
+    for path, field in leaves(model):
+        if field.is_required() and path not in told:
+            yield Fault(source, ".".join(path), "is missing", allowed_by(field))
 
 
 def flatten(
@@ -128,9 +136,13 @@ def _judge(entry: Entry, model: type[Group]) -> tuple[Entry | None, list[Fault]]
         for each in error.errors(include_url=False):
             if each["type"] == "default_factory_not_called":
                 continue  # follows from another error, which is told
+            if each["loc"][: len(entry.path)] != entry.path:
+                continue  # another setting that must be there: `missing` tells of those
             rest = each["loc"][len(entry.path) :]
             locations.append(rest)
             faults.append(Fault(entry.source, entry.label(rest), *explain(each, model)))
+        if not faults:
+            return entry, []
         field = field_at(model, entry.path)
         return (_pruned(entry, field, locations) if field else None), faults
     return entry, []

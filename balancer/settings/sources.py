@@ -10,19 +10,18 @@ from pathlib import Path as FilePath
 from types import MappingProxyType
 
 from balancer.settings import environment
-from balancer.settings.faults import WHOLE_FILE, Fault, SettingsError, unknown
+from balancer.settings.faults import Fault, SettingsError, unknown
 from balancer.settings.ini_file import read_ini
 from balancer.settings.layers import Layer, flatten, from_text, judged
 from balancer.settings.rules import Origins, broken_rules
 from balancer.settings.schema import Settings
-from balancer.settings.synonyms import INI_KEYS, INI_SECTION, FileSettings
+from balancer.settings.synonyms import INI_KEYS, INI_SECTION, FileSettings, under_own_names
+from balancer.settings.text_file import MISSING, read_text, source_of
 from balancer.settings.tree import Entry, Path, group_of, leaves, nest
 from balancer.settings.yaml_file import read_yaml
 
 COMMAND_LINE = "command line"
 OWN_SECTION = "balancer"
-_FILE_BYTES = 2**20
-_MISSING = "does not exist"
 _INI_SUFFIXES = frozenset((".ini", ".conf", ".cfg"))
 _SECTION = re.compile(r"\[[A-Za-z][A-Za-z0-9_. -]*\]\s*([#;].*)?\Z")
 _YAML_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*:(\s|\Z)")
@@ -73,11 +72,11 @@ def _environment_layers(environ: Mapping[str, str], dotenv: FilePath | None) -> 
     """Own names over synonyms, and within each kind the real environment over the `.env` file."""
     written: dict[str, str] = {}
     faults: list[Fault] = []
-    source = _source(dotenv) if dotenv else ""
-    text = "" if dotenv is None else _read(dotenv)
+    source = source_of(dotenv) if dotenv else ""
+    text = "" if dotenv is None else read_text(dotenv, "YAML or INI")
     if isinstance(text, str):
         written, faults = environment.read_dotenv(text, source)
-    elif text.problem != _MISSING:
+    elif text.problem != MISSING:
         faults.append(text)
     return [
         Layer(faults=tuple(faults)),
@@ -100,40 +99,14 @@ def _command_line(overrides: Mapping[str, object]) -> Iterator[Entry | Fault]:
 
 
 def _file_layer(path: FilePath) -> Layer:
-    source = _source(path)
-    text = _read(path)
+    source = source_of(path)
+    text = read_text(path, "YAML or INI")
     if isinstance(text, Fault):
         return Layer(faults=(text,))
     ini, yaml = _dialects(text, starts_with_ini=path.suffix.lower() in _INI_SUFFIXES)
     data, faults = read_yaml(yaml, source)
     found = [*_ini_entries(ini, source), *faults, *flatten(data, FileSettings, source)]
-    return judged(found, FileSettings)
-
-
-def _read(path: FilePath) -> str | Fault:
-    """A file's text with plain line ends and no byte order mark, or why it cannot be had."""
-    source = _source(path)
-    try:
-        if path.is_dir():
-            return Fault(source, WHOLE_FILE, "is a directory", "a YAML or INI file")
-        with path.open("rb") as file:
-            data = file.read(_FILE_BYTES + 1)
-    except FileNotFoundError:
-        return Fault(source, WHOLE_FILE, _MISSING, "an existing file")
-    except (OSError, ValueError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        return Fault(source, WHOLE_FILE, f"cannot be read ({reason.lower()})", "a readable file")
-    if len(data) > _FILE_BYTES:
-        return Fault(source, WHOLE_FILE, "is larger than 1 MiB", "at most 1 MiB")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        return Fault(source, WHOLE_FILE, f"is not UTF-8 text (byte {error.start})", "text in UTF-8")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def _source(path: FilePath) -> str:
-    return str(path) if str(path).isprintable() else ascii(str(path))
+    return under_own_names(judged(found, FileSettings))
 
 
 def _dialects(text: str, *, starts_with_ini: bool) -> tuple[str, str]:

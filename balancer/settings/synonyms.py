@@ -9,6 +9,7 @@ from types import MappingProxyType
 from pydantic import Field
 
 from balancer.settings.groups import Group
+from balancer.settings.layers import Layer
 from balancer.settings.schema import Settings
 from balancer.settings.tree import Entry, Path
 from balancer.settings.values import Address, Count, ModelName, Number, Paths
@@ -116,7 +117,13 @@ _MODELIUM: Mapping[Path, Path] = MappingProxyType(
 )
 
 
-def own_entries(entries: Iterable[Entry]) -> list[Entry]:
+def under_own_names(layer: Layer) -> Layer:
+    """A layer of `FileSettings` under the balancer's own names."""
+    broken = frozenset(_own_path(path) for path in layer.broken)
+    return Layer(tuple(_own_entries(layer.entries)), layer.faults, broken)
+
+
+def _own_entries(entries: Iterable[Entry]) -> list[Entry]:
     """Valid entries of a `FileSettings` under the balancer's own names, own ones last so that they win."""
     own = [entry for entry in entries if entry.path[0] not in FOREIGN]
     foreign = [entry for entry in entries if entry.path[0] in FOREIGN]
@@ -128,7 +135,7 @@ def own_entries(entries: Iterable[Entry]) -> list[Entry]:
     return [*renamed, *_metrics([entry for entry in foreign if entry.path[0] == "metrics"]), *own]
 
 
-def own_path(path: Path) -> Path:
+def _own_path(path: Path) -> Path:
     """The own path of a path of `FileSettings`."""
     return ("metrics_listen",) if path[0] == "metrics" else _MODELIUM.get(path, path)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from types import NoneType, UnionType
-from typing import Annotated, Union, get_args, get_origin
+from typing import Annotated, Literal, Union, get_args, get_origin
 
 from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
@@ -118,6 +118,8 @@ def allowed_by(field: FieldInfo) -> str:
         return _range(kind is int, metadata) + ending
     if isinstance(kind, type) and issubclass(kind, Enum):
         return "one of " + ", ".join(str(each.value) for each in kind) + ending
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(str, get_args(kind))) + ending
     sentence = (field.description or "another value").partition(". ")[0].rstrip(".")
     return sentence[:1].lower() + sentence[1:] + ending
 
