@@ -57,10 +57,13 @@ def judged(found: Iterable[Entry | Fault], model: type[Group]) -> Layer:
 
 
 def missing(layer: Layer, model: type[Group], source: str) -> Iterator[Fault]:
-    """A fault for each setting of the model that must be there and that the layer does not have."""
-    told = {entry.path for entry in layer.entries} | layer.broken
+    """A fault for each setting of the model that must be there and that the layer does not have, unless it or
+    a group around it is at fault already."""
+    given = {entry.path for entry in layer.entries} | layer.broken
+    faulty = {fault.key for fault in layer.faults}
     for path, field in leaves(model):
-        if field.is_required() and path not in told:
+        around = (".".join(path[:depth]) for depth in range(1, len(path)))
+        if field.is_required() and path not in given and faulty.isdisjoint(around):
             yield Fault(source, ".".join(path), "is missing", allowed_by(field))
 
 

@@ -130,7 +130,7 @@ class ScenarioPopulation(Group):
 
     kind: PopulationKind = Field(description="What they do.")
     share: Number = Field(
-        default=1.0, gt=0, le=1_000_000, description="Their part of all requests, relative to others'."
+        default=1.0, ge=0.001, le=1000, description="Their part of all requests, relative to others'."
     )
     priority: Literal["interactive", "normal", "batch"] = Field(default="normal", description="Their class.")
     models: tuple[ModelName, ...] = Field(
@@ -164,7 +164,7 @@ class ScenarioPopulation(Group):
         default=None,
         ge=1,
         le=10_000,
-        description="Mean number of turns of a session that the context allows.",
+        description="Mean number of turns of a session, unless the context ends it first.",
     )
     think_seconds: Number | None = Field(
         default=None, gt=0, le=86_400, description="Median time from an answer to the next turn, in seconds."
@@ -194,13 +194,16 @@ class ScenarioWorkload(Group):
 
     load: Number = Field(
         default=0.7,
-        gt=0,
+        ge=0.001,
         le=100,
         description="Mean demand over what the fleet could do with every model resident and every slot busy; "
         "above 1 it is overloaded.",
     )
     sessions_per_second: Number | None = Field(
-        default=None, gt=0, le=100_000, description="Sessions that begin in a second, in place of load."
+        default=None,
+        ge=0.000001,
+        le=100_000,
+        description="Sessions that begin in a second, in place of load.",
     )
     zipf_exponent: Number = Field(
         default=1.0,
@@ -213,7 +216,7 @@ class ScenarioWorkload(Group):
         default=600.0,
         ge=1,
         le=31_536_000,
-        description="After how long two ranks are swapped, again and again, in seconds. null: never.",
+        description="After how long two ranks are swapped, again and again, at most 10,000 times, in seconds. null: never.",
     )
     diurnal_amplitude: Number = Field(
         default=0.0, ge=0, le=0.99, description="How far the rate of arrivals swings around its mean."

@@ -19,7 +19,7 @@ from balancer.simulator.virtual.hardware import instances_of, slots_of
 from balancer.simulator.virtual.popularity import Popularity
 from balancer.simulator.virtual.populations import Population
 
-_SAMPLED_TURNS = 10_000
+_SAMPLED_TURNS = 5_000
 _LEAST_ARRIVALS = 100
 _ROUNDS = 4
 
@@ -34,7 +34,7 @@ class Mean(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def mean_of(population: Population) -> Mean:
-    """From the first 10,000 requests that it draws, or its first 100 arrivals if those bring more."""
+    """From the first 5,000 requests that it draws, or its first 100 arrivals if those bring more."""
     arrivals = sessions = requests = prompt = output = 0
     for arrivals, arrival in enumerate(population.arrivals(), start=1):
         for turns, _ in arrival.conversations:

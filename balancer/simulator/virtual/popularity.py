@@ -7,7 +7,8 @@ from random import Random
 
 from balancer.settings.scenario import Scenario
 
-_MOST_EPOCHS = 10_000
+_MOST_SWAPS = 10_000
+"""Then ranks stay. It bounds what is done for one who asks after a long time."""
 
 
 class Popularity:
@@ -22,7 +23,7 @@ class Popularity:
 
     def epoch(self, at: float) -> int:
         """How often ranks have been swapped at that time."""
-        return int(at / self._drift_seconds) if self._drift_seconds else 0
+        return int(min(at / self._drift_seconds, _MOST_SWAPS)) if self._drift_seconds else 0
 
     def rankings(self) -> Iterator[Sequence[str]]:
         """The models from the most popular down, in each epoch in turn; the same list, changed."""
@@ -42,17 +43,15 @@ class Popularity:
         return {name: each / total for name, each in zip(ranked, drawn, strict=True)}
 
     def mean_weights(self, among: frozenset[str], seconds: float) -> dict[str, float]:
-        """The same in the mean over a run that takes so long; from its first 10,000 epochs."""
-        epochs = min(self.epoch(seconds), _MOST_EPOCHS)
+        """The same in the mean over a run that takes so long"""
+        last = self.epoch(seconds)
         sums = dict.fromkeys(among, 0.0)
-        spans = 0.0
-        for epoch, ranking in zip(range(epochs + 1), self.rankings(), strict=False):
-            span = seconds - epoch * self._drift_seconds if self._drift_seconds else seconds
-            span = min(span, self._drift_seconds or seconds)
-            spans += span
+        for epoch, ranking in zip(range(last + 1), self.rankings(), strict=False):
+            drift = self._drift_seconds or 0.0
+            part = (seconds - last * drift if epoch == last else drift) / seconds
             for name, weight in self.weights(ranking, among).items():
-                sums[name] += span * weight
-        return {name: each / spans for name, each in sums.items()}
+                sums[name] += part * weight
+        return sums
 
 
 class Chooser:

@@ -14,6 +14,7 @@ from balancer.simulator.virtual.hardware import (
 )
 
 MOST_INSTANCES = 1024
+_LEAST_SHARE = 0.001
 Broken = tuple[str, str, str]
 """The key, what is wrong, what is allowed."""
 
@@ -36,6 +37,9 @@ def broken_rules(scenario: Scenario) -> Iterator[Broken]:
     yield from _models(scenario, sized=not hardware)
     yield from _populations(scenario)
     yield from _instances_named(scenario)
+    if 0 < scenario.workload.foreign_share < _LEAST_SHARE:
+        problem = f"{scenario.workload.foreign_share:g} is out of range"
+        yield "workload.foreign_share", problem, f"0, or a number from {_LEAST_SHARE} to 0.9"
     if scenario.workload.sessions_per_second is not None and "load" in scenario.workload.model_fields_set:
         yield "workload.load", "is given beside sessions_per_second", "one of the two"
 
@@ -98,10 +102,14 @@ def _populations(scenario: Scenario) -> Iterator[Broken]:
                 yield f"{key}.models[{place}]", f"{shown(name)} is none of the models", allowed
             elif embedding[name] is not embeds:
                 problem = f"{shown(name)} {'embeds' if embedding[name] else 'does not embed'}"
-                yield f"{key}.models[{place}]", problem, f"a model that a {population.kind} can use"
+                yield f"{key}.models[{place}]", problem, f"a model for kind {population.kind}"
         if scenario.models and not population.models and embeds not in embedding.values():
             allowed = "a model with embeds: true" if embeds else "a model without embeds"
-            yield f"{key}.kind", f"{population.kind} has no model to ask for", f"among the models, {allowed}"
+            yield (
+                f"{key}.kind",
+                f"kind {population.kind} has no model to ask for",
+                f"among the models, {allowed}",
+            )
         yield from _meaningless(population, key)
 
 
