@@ -201,7 +201,7 @@ class ScenarioWorkload(Group):
     )
     sessions_per_second: Number | None = Field(
         default=None,
-        ge=0.000001,
+        ge=0.0001,
         le=100_000,
         description="Sessions that begin in a second, in place of load.",
     )
@@ -216,7 +216,8 @@ class ScenarioWorkload(Group):
         default=600.0,
         ge=1,
         le=31_536_000,
-        description="After how long two ranks are swapped, again and again, at most 10,000 times, in seconds. null: never.",
+        description="After how long two ranks are swapped, again and again (10,000 times at most), in "
+        "seconds. null: never.",
     )
     diurnal_amplitude: Number = Field(
         default=0.0, ge=0, le=0.99, description="How far the rate of arrivals swings around its mean."

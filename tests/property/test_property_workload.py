@@ -11,7 +11,6 @@ from itertools import islice, pairwise
 from pathlib import Path
 from random import Random
 
-import msgspec
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as profile
@@ -519,4 +518,3 @@ def test_standard_scenarios_have_all_of_their_requests_and_faults_in_time(name: 
 
     assert request_count(own(drawn)) == 20_000
     assert all(fault.at_seconds + fault.seconds < drawn[-1].starts_at for fault in scenario.faults)
-    assert msgspec.msgpack.decode(msgspec.msgpack.encode(drawn[0]), type=Session) == drawn[0]
