@@ -2,10 +2,15 @@
 
 import hashlib
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import yaml
 from hatchling.builders.wheel import WheelBuilder
+from hypothesis import HealthCheck, given
+from hypothesis import settings as profile
+from hypothesis import strategies as st
 
 from balancer.settings import SettingsError
 from balancer.settings.scenario import Scenario
@@ -357,3 +362,33 @@ def test_faults_come_in_the_order_of_time_and_draw_their_instance_by_the_seed(tm
     assert all((e.kind, e.instance, e.factor, e.seconds) == (FaultKind.SLOW, 3, 5.0, 2.0) for _, e in drawn)
     assert set(range(8)) == {hang.instance for hang, _ in drawn}
     assert drawn == [faults(scenario, seed) for seed in range(40)]
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=9)
+    | st.sampled_from(["chat", "a", "RTX 4090", "24GiB", "kill"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["gpu", "name", "size_bytes", "kind", "populations", "load", "slots", "x"]),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@profile(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(values=st.dictionaries(st.sampled_from([*Scenario.model_fields, "x"]), VALUES))
+def test_no_value_crashes_the_loader(tmp_path: Path, values: dict[str, object]) -> None:
+    sound = yaml.safe_load("\n".join(SOUND.values()))
+    path = tmp_path / "scenario.yaml"
+    path.write_text(yaml.safe_dump(sound | values))
+
+    with suppress(SettingsError):
+        load_scenario(path)
