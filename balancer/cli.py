@@ -4,9 +4,9 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 from balancer import __version__
@@ -19,8 +19,21 @@ from balancer.commands.plan import parse_gpus, plan
 from balancer.commands.reload import reload
 from balancer.commands.restart import restart
 from balancer.commands.serve import serve
+from balancer.commands.simulate import (
+    DEFAULT_SEEDS,
+    HELD_OUT,
+    STANDARD,
+    default_strategies,
+    parse_seeds,
+    parse_strategies,
+    simulate,
+)
 from balancer.commands.status import status
 from balancer.core.device import Device
+from balancer.settings.scenario import ScenarioModel
+from balancer.simulator.virtual.fleets import parse_models
+
+_Value = TypeVar("_Value")
 
 _ADMIN_URL = "http://127.0.0.1:11401"
 _CLIENT_URL = "http://127.0.0.1:11400"
@@ -57,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_restart(commands)
     _add_reload(commands)
     _add_bench(commands)
+    _add_simulate(commands)
     return parser
 
 
@@ -200,6 +214,60 @@ def _add_bench(commands: _Commands) -> None:
     )
 
 
+def _add_simulate(commands: _Commands) -> None:
+    command = commands.add_parser(
+        "simulate", help="compare strategies and fleets in virtual time", allow_abbrev=False
+    )
+    command.add_argument(
+        "scenario",
+        metavar="SCENARIO",
+        help=f"a YAML file, one that comes with the balancer, or {STANDARD}: all",
+    )
+    command.add_argument(
+        "--strategies", type=_strategies, metavar="A,B", help="the first is the baseline (all that wait)"
+    )
+    command.add_argument(
+        "--seeds",
+        type=_seeds,
+        default=DEFAULT_SEEDS,
+        metavar="N",
+        help=f"1 to N, or {HELD_OUT} ({DEFAULT_SEEDS})",
+    )
+    command.add_argument("--requests", type=_at_least_one, metavar="N", help="of each run (the scenario's)")
+    command.add_argument(
+        "--gpus",
+        type=_gpus,
+        action="append",
+        default=[],
+        metavar="NAME:GIB,…",
+        help="instead of the scenario's, as plan has them; repeatable, to compare fleets",
+    )
+    command.add_argument(
+        "--models",
+        type=_models,
+        metavar="NAME=SIZE,…",
+        help="instead of the scenario's, such as llama3:8b=4.7GB",
+    )
+    command.add_argument(
+        "--jobs", type=_at_least_one, default=len(os.sched_getaffinity(0)), metavar="N", help="runs at once"
+    )
+    command.add_argument("--json", action="store_true")
+    command.add_argument("--html", type=Path, metavar="FILE", help="write a report with plots")
+    command.set_defaults(
+        run=lambda parsed: simulate(
+            parsed.scenario,
+            strategies=parsed.strategies or default_strategies(),
+            seeds=parsed.seeds,
+            requests=parsed.requests,
+            fleets=parsed.gpus,
+            models=parsed.models,
+            jobs=parsed.jobs,
+            as_json=parsed.json,
+            html=parsed.html,
+        )
+    )
+
+
 def _overrides(parsed: argparse.Namespace) -> dict[str, object]:
     """What the command line says, by the settings' own keys; None where it says nothing."""
     return {
@@ -229,8 +297,25 @@ def _above_zero(text: str) -> float:
 
 
 def _gpus(text: str) -> tuple[Device, ...]:
+    return _parsed(parse_gpus, text)
+
+
+def _models(text: str) -> tuple[ScenarioModel, ...]:
+    return _parsed(parse_models, text)
+
+
+def _strategies(text: str) -> tuple[str, ...]:
+    return _parsed(parse_strategies, text)
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    return _parsed(parse_seeds, text)
+
+
+def _parsed(parse: Callable[[str], _Value], text: str) -> _Value:
+    """What a parser makes of an argument; its refusal as argparse wants it."""
     try:
-        return parse_gpus(text)
+        return parse(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

@@ -16,6 +16,7 @@ import msgspec
 import uvloop
 
 from balancer.commands.exit_codes import DONE, FAILED
+from balancer.commands.progress import Progress
 from balancer.core.operation import Dialect, Kind, Operation
 from balancer.errors import BalancerError
 from balancer.protocol.endings import Ending, judge, read_counters
@@ -69,7 +70,7 @@ async def _bench(url: str, model: str | None, concurrency: int, requests: int) -
     )
     results = _Results()
     numbers = iter(range(requests))
-    progress = _Progress(requests)
+    progress = Progress(requests)
     started = time.monotonic()
 
     async def work() -> None:
@@ -160,22 +161,3 @@ async def _first_model(url: str) -> str:
         if "completion" in row.get("capabilities", ["completion"]):
             return str(row["name"])
     raise BalancerError("it has no model that can chat; name one with --model")
-
-
-class _Progress:
-    """A bar on a terminal, nothing in a pipe."""
-
-    def __init__(self, total: int) -> None:
-        self._total = total
-        self._done = 0
-        self._shown = sys.stderr.isatty()
-
-    def step(self) -> None:
-        self._done += 1
-        if self._shown:
-            filled = 30 * self._done // self._total
-            print(f"\r[{'#' * filled:30}] {self._done}/{self._total}", end="", file=sys.stderr, flush=True)
-
-    def end(self) -> None:
-        if self._shown:
-            print(file=sys.stderr)
