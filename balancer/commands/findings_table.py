@@ -74,8 +74,9 @@ def _notes(found: CaseFindings) -> Iterator[str]:
         if abs(theirs - answered) >= _UNANSWERED:
             told = f"{quantity(theirs, share)} of its requests, {found.baseline} {quantity(answered, share)}"
             yield f"note: {strategy} answered {told}: TTFT is that of answered ones"
-        if len(by["goodput"].seeds) < len(found.runs[found.baseline]):
-            yield f"note: {strategy} is compared over {len(by['goodput'].seeds)} seeds"
+        seeds, all_seeds = len(by["goodput"].seeds), len(found.runs[found.baseline])
+        if seeds < all_seeds:
+            yield f"note: {strategy} is compared over {seeds} of {all_seeds} seeds"
         for label, figure in _COMPARED.items():
             if by[figure.key].without:
                 yield f"note: {strategy} and the baseline have no {label} in {by[figure.key].without} seeds"

@@ -15,7 +15,7 @@ from balancer.core.device import Device
 from balancer.settings.faults import SettingsError
 from balancer.settings.scenario import Scenario, ScenarioModel
 from balancer.simulator.virtual.findings import Case, CaseFindings, Findings, as_data
-from balancer.simulator.virtual.fleets import fleet_name, with_fleet, with_models
+from balancer.simulator.virtual.fleets import changed, fleet_name, with_fleet, with_models
 from balancer.simulator.virtual.processes import Done, Task, run_all
 from balancer.simulator.virtual.report import report
 from balancer.simulator.virtual.run import strategy_names
@@ -35,7 +35,7 @@ def simulate(
     strategies: Sequence[str],
     seeds: Sequence[int],
     requests: int | None,
-    fleets: Sequence[Sequence[Device]],
+    fleets: Sequence[tuple[Device, ...]],
     models: Sequence[ScenarioModel] | None,
     jobs: int,
     as_json: bool,
@@ -101,17 +101,17 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 def _cases(
     scenario: Scenario,
     requests: int | None,
-    fleets: Sequence[Sequence[Device]],
+    fleets: Sequence[tuple[Device, ...]],
     models: Sequence[ScenarioModel] | None,
     seed: int,
 ) -> list[Case]:
     if requests is not None:
-        scenario = scenario.model_copy(update={"requests": requests})
+        scenario = changed(scenario, requests=requests)
     if models is not None:
         scenario = with_models(scenario, models)
-    return [Case(with_fleet(scenario, gpus, seed=seed), fleet_name(gpus)) for gpus in fleets] or [
-        Case(scenario)
-    ]
+    return [
+        Case(with_fleet(scenario, gpus, seed=seed), fleet_name(gpus)) for gpus in dict.fromkeys(fleets)
+    ] or [Case(scenario)]
 
 
 def _run(cases: Sequence[Case], strategies: Sequence[str], seeds: Sequence[int], jobs: int) -> Findings:

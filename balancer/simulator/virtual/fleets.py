@@ -5,8 +5,11 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 from balancer.core.device import Device
+from balancer.settings.faults import SettingsError
 from balancer.settings.groups import GIB
+from balancer.settings.layers import flatten, judged
 from balancer.settings.scenario import Scenario, ScenarioModel
+from balancer.settings.tree import nest
 from balancer.settings.values import shown
 from balancer.simulator.virtual.demand import arrival_rates, mean_of
 from balancer.simulator.virtual.popularity import Popularity
@@ -26,7 +29,7 @@ def parse_models(text: str) -> tuple[ScenarioModel, ...]:
 
 def with_models(scenario: Scenario, models: Sequence[ScenarioModel]) -> Scenario:
     """The scenario with these models instead, at the same load. Raises: SettingsError."""
-    return checked(_changed(scenario, models=models), _SOURCE)
+    return changed(scenario, models=[each.model_dump(exclude_unset=True) for each in models])
 
 
 def with_fleet(scenario: Scenario, gpus: Sequence[Device], *, seed: int) -> Scenario:
@@ -45,7 +48,7 @@ def with_fleet(scenario: Scenario, gpus: Sequence[Device], *, seed: int) -> Scen
     workload = scenario.workload.model_dump(exclude_unset=True)
     workload.pop("load", None)
     workload["sessions_per_second"] = sessions_per_second(scenario, seed)
-    return checked(_changed(scenario, devices=devices, workload=workload), _SOURCE)
+    return changed(scenario, devices=devices, workload=workload)
 
 
 def fleet_name(gpus: Iterable[Device]) -> str:
@@ -70,8 +73,13 @@ def sessions_per_second(scenario: Scenario, seed: int) -> float:
     )
 
 
-def _changed(scenario: Scenario, **changes: object) -> Scenario:
-    return Scenario.model_validate(scenario.model_dump(exclude_unset=True) | changes)
+def changed(scenario: Scenario, **changes: object) -> Scenario:
+    """The scenario with these settings instead, judged as those of a file are. Raises: SettingsError."""
+    layer = judged(flatten(changes, Scenario, _SOURCE), Scenario)
+    if layer.faults:
+        raise SettingsError(layer.faults)
+    kept = scenario.model_dump(exclude_unset=True)
+    return checked(Scenario.model_validate(kept | nest(layer.entries)), _SOURCE)
 
 
 def _model(text: str) -> ScenarioModel:
