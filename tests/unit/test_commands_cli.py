@@ -11,7 +11,7 @@ import pytest
 import balancer
 from balancer.cli import main
 
-COMMANDS = ["serve", "demo", "check", "plan", "status", "drain", "undrain", "reload", "bench"]
+COMMANDS = ["serve", "demo", "check", "plan", "status", "drain", "undrain", "reload", "bench", "simulate"]
 
 
 @pytest.fixture(autouse=True)
