@@ -20,8 +20,6 @@ from balancer.simulator.virtual.work import Session
 from balancer.simulator.virtual.workload import sessions
 
 _PROCESSES = multiprocessing.get_context("spawn")
-_REPORTS = 100
-"""How often a run tells of its progress."""
 _LAST_WORDS_SECONDS = 5.0
 
 
@@ -121,7 +119,7 @@ def _workers() -> Iterator[dict[Connection, _Worker]]:
 
 
 def _work(pipe: Connection) -> None:
-    """The life of a process: tasks in, progress and summaries out, until nobody is there to give any. A
+    """The life of a process: tasks in, progress and summaries out, until nobody is there to take any. A
     defect in a run ends it with a traceback."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one that started it
     try:
@@ -133,16 +131,7 @@ def _work(pipe: Connection) -> None:
 
 
 def _summary_of(task: Task, report: Callable[[int], None]) -> tuple[Summary, float]:
-    step = max(1, task.scenario.requests // _REPORTS)
-    reported = 0
-
-    def on_progress(ended: int) -> None:
-        nonlocal reported
-        if ended >= reported + step:
-            reported = ended
-            report(ended)
-
-    made = run(task.scenario, strategy=task.strategy, seed=task.seed, on_progress=on_progress)
+    made = run(task.scenario, strategy=task.strategy, seed=task.seed, on_progress=report)
     summary = summarize(
         made.outcomes,
         made.facts,
