@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness import balancer, command, wait_for
+from harness import command, wait_for
 
 TINY = """
 name: tiny
@@ -27,6 +27,7 @@ workload:
     - {kind: chat, priority: interactive}
     - {kind: batch, priority: batch}
 """
+_PATIENCE_SECONDS = 100.0
 STRATEGIES = ("least_connections", "round_robin", "random@immediate")
 
 
@@ -38,17 +39,34 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def simulate(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-    ended = balancer("simulate", *map(str, arguments))
-    assert ended.returncode == code, ended.stderr
-    return ended
+def start(*arguments: str | Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command("simulate", *map(str, arguments)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+    )
+
+
+def simulate(*arguments: str | Path, code: int = 0) -> tuple[str, str]:
+    """What it prints, on each of its two outputs."""
+    started = start(*arguments)
+    out, err = started.communicate(timeout=_PATIENCE_SECONDS)
+    assert started.returncode == code, err
+    return out, err
 
 
 def compared(tiny: Path, *arguments: str | Path) -> dict[str, Any]:
     chosen = ("--strategies", ",".join(STRATEGIES), "--seeds", "3")
-    told = json.loads(simulate(tiny, *chosen, "--json", *arguments).stdout, parse_constant=pytest.fail)
+    told = json.loads(simulate(tiny, *chosen, "--json", *arguments)[0], parse_constant=pytest.fail)
     assert isinstance(told, dict)
     return told
+
+
+@pytest.fixture(scope="module")
+def told(tiny: Path) -> dict[str, Any]:
+    """What comparing three strategies comes to."""
+    return compared(tiny)
 
 
 def test_the_same_seeds_print_the_same_bytes_whatever_ends_first(tiny: Path, tmp_path: Path) -> None:
@@ -62,8 +80,7 @@ def test_the_same_seeds_print_the_same_bytes_whatever_ends_first(tiny: Path, tmp
     assert b"</html>" in pages[0].read_bytes()
 
 
-def test_every_request_of_every_run_has_one_end(tiny: Path) -> None:
-    told = compared(tiny)
+def test_every_request_of_every_run_has_one_end(told: dict[str, Any]) -> None:
     (case,) = told["cases"]
 
     assert told["seeds"] == [1, 2, 3]
@@ -77,8 +94,8 @@ def test_every_request_of_every_run_has_one_end(tiny: Path) -> None:
         assert all(0 < each["utilisation"] <= 1 for each in runs)
 
 
-def test_ratios_are_those_of_the_runs(tiny: Path) -> None:
-    (case,) = compared(tiny)["cases"]
+def test_ratios_are_those_of_the_runs(told: dict[str, Any]) -> None:
+    (case,) = told["cases"]
     medians = {
         strategy: [each["ttft_seconds"]["p50"] for each in runs] for strategy, runs in case["runs"].items()
     }
@@ -94,8 +111,8 @@ def test_ratios_are_those_of_the_runs(tiny: Path) -> None:
     assert compared_medians["low"] <= compared_medians["mean"] <= compared_medians["high"]
 
 
-def test_terciles_of_prompts_are_the_same_for_all_strategies(tiny: Path) -> None:
-    (case,) = compared(tiny)["cases"]
+def test_terciles_of_prompts_are_the_same_for_all_strategies(told: dict[str, Any]) -> None:
+    (case,) = told["cases"]
     terciles = [[tuple(each["prompt_terciles"]) for each in runs] for runs in case["runs"].values()]
 
     assert terciles[0] == terciles[1] == terciles[2]
@@ -103,43 +120,48 @@ def test_terciles_of_prompts_are_the_same_for_all_strategies(tiny: Path) -> None
 
 
 def test_a_table_is_printed_and_nothing_else_in_a_pipe(tiny: Path) -> None:
-    ended = simulate(tiny, "--strategies", "random,least_connections", "--seeds", "2", "--requests", "50")
-    lines = ended.stdout.splitlines()
+    chosen = ("--strategies", "random,least_connections", "--seeds", "2", "--requests", "50")
+    out, err = simulate(tiny, *chosen)
+    lines = out.splitlines()
 
     assert lines[0] == "tiny: 50 requests a run, 2 seeds, their median"
     assert [each.split()[0] for each in lines[1:4]] == ["strategy", "random", "least_connections"]
     assert lines[5].startswith("over random: geometric mean of ratios")
-    assert ended.stderr.splitlines() == [ended.stderr.strip()]
-    assert ended.stderr.startswith("4 runs, ")
-    assert "\r" not in ended.stderr
+    assert err.splitlines() == [err.strip()]
+    assert err.startswith("4 runs, ")
+    assert "\r" not in err
 
 
 def test_fleets_are_compared_on_the_same_demand(tiny: Path) -> None:
     fleets = ("--gpus", "RTX 4090:24", "--gpus", "RTX 4090:24,RTX 4090:24")
     chosen = ("--strategies", "least_connections", "--seeds", "2")
-    told = json.loads(simulate(tiny, *chosen, *fleets, "--json").stdout)
+    told = json.loads(simulate(tiny, *chosen, *fleets, "--json")[0])
     one, two = told["cases"]
 
     assert (one["fleet"], two["fleet"]) == ("RTX 4090 24 GiB", "2x RTX 4090 24 GiB")
     assert one["scenario"]["workload"] == two["scenario"]["workload"]
     by_fleet = told["fleets"]["tiny"]["comparisons"]["2x RTX 4090 24 GiB"]["least_connections"]
-    assert by_fleet["ttft_p95"]["high"] < 1
-    assert simulate(tiny, *chosen, *fleets).stdout.startswith("tiny: the same sessions on each fleet")
+    medians = [
+        [run["ttft_seconds"]["p50"] for run in each["runs"]["least_connections"]] for each in (one, two)
+    ]
+    ratios = [other / first for first, other in zip(*medians, strict=True)]
+    assert by_fleet["ttft_p50"]["ratios"] == pytest.approx(ratios)
+    assert ratios != [1.0, 1.0]
 
 
 def test_other_models_are_asked_for(tiny: Path) -> None:
     chosen = ("--strategies", "random", "--seeds", "1", "--requests", "50")
-    told = json.loads(simulate(tiny, *chosen, "--models", "mine:1b=1GB", "--json").stdout)
+    told = json.loads(simulate(tiny, *chosen, "--models", "mine:1b=1GB", "--json")[0])
 
     assert [each["name"] for each in told["cases"][0]["scenario"]["models"]] == ["mine:1b"]
 
 
 def test_a_report_that_cannot_be_written_loses_no_table(tiny: Path, tmp_path: Path) -> None:
     chosen = ("--strategies", "random", "--seeds", "1", "--requests", "50")
-    ended = simulate(tiny, *chosen, "--html", tmp_path, code=1)
+    out, err = simulate(tiny, *chosen, "--html", tmp_path, code=1)
 
-    assert ended.stdout.startswith("tiny: 50 requests")
-    assert "cannot be written (Is a directory)" in ended.stderr
+    assert out.startswith("tiny: 50 requests")
+    assert "cannot be written (Is a directory)" in err
 
 
 def workers_of(pid: int) -> list[int]:
@@ -154,28 +176,12 @@ def gone(pid: int) -> bool:
         return True
 
 
-def endless() -> subprocess.Popen[str]:
-    """Two runs that take minutes, in two processes."""
-    arguments = ("tight-memory", "--strategies", "random", "--seeds", "3", "--jobs", "2")
-    return subprocess.Popen(
-        command("simulate", *arguments, "--requests", "1000000", "--json"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def test_a_run_whose_process_dies_is_told_and_loses_no_other(tiny: Path) -> None:
     chosen = ("--strategies", "random", "--seeds", "3", "--jobs", "1", "--json")
-    started = subprocess.Popen(
-        command("simulate", str(tiny), *chosen, "--requests", "20000"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    started = start(tiny, *chosen, "--requests", "2000")
     wait_for(lambda: bool(workers_of(started.pid)))
     os.kill(workers_of(started.pid)[0], signal.SIGKILL)
-    out, err = started.communicate(timeout=100)
+    out, err = started.communicate(timeout=_PATIENCE_SECONDS)
     told = json.loads(out)
 
     assert started.returncode == 1
@@ -186,7 +192,8 @@ def test_a_run_whose_process_dies_is_told_and_loses_no_other(tiny: Path) -> None
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_no_process_outlives_the_command(number: signal.Signals) -> None:
-    started = endless()
+    chosen = ("--strategies", "random", "--seeds", "3", "--jobs", "2")
+    started = start("tight-memory", *chosen, "--requests", "1000000")
     wait_for(lambda: len(workers_of(started.pid)) == 2)
     workers = workers_of(started.pid)
 
