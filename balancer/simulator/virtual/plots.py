@@ -19,6 +19,7 @@ _LINE = 34
 _AXIS = 24
 _CURVES_HEIGHT = 250
 _LEFT = 46
+_TICKS = 6
 SERIES = 12
 """So many styles of lines there are: six colours, solid and dashed."""
 
@@ -64,14 +65,23 @@ class _Log:
         return self._start + share * (self._end - self._start)
 
     def ticks(self) -> list[float]:
-        """Round numbers within, at most six or so."""
-        decades = range(math.floor(math.log10(self.least)), math.ceil(math.log10(self.most)) + 1)
-        for steps in ((1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1,)):
-            found = [step * 10.0**decade for decade in decades for step in steps]
-            found = [each for each in found if self.least <= each <= self.most]
-            if len(found) <= 6:
+        """Round numbers within, at most six."""
+        span = self.most - self.least
+        if self.most / self.least < 5:
+            step = next(each for each in _round_numbers(span / 10, span) if span / each < 6)
+            return [each * step for each in range(math.ceil(self.least / step), int(self.most / step) + 1)]
+        for steps in ((1, 2, 5), (1, 3), (1,)):
+            found = [each for each in _round_numbers(self.least, self.most, steps) if each <= self.most]
+            if len(found) <= _TICKS:
                 return found
-        return found[:: math.ceil(len(found) / 6)]
+        return found[:: math.ceil(len(found) / _TICKS)]
+
+
+def _round_numbers(least: float, most: float, steps: Sequence[int] = (1, 2, 5)) -> list[float]:
+    """Those from the least up to the first decade beyond the most."""
+    decades = range(math.floor(math.log10(least)), math.ceil(math.log10(most)) + 1)
+    found = [step * 10.0**decade for decade in decades for step in steps]
+    return [each for each in found if each >= least]
 
 
 def intervals(title: str, description: str, rows: Sequence[Row]) -> Element:
@@ -90,7 +100,7 @@ def intervals(title: str, description: str, rows: Sequence[Row]) -> Element:
             drawn.append(_line(f"interval {row.mark}", axis.at(row.low), y, axis.at(row.high), y))
         if not math.isnan(row.value):
             drawn.append(_dot(row, axis.at(row.value), y))
-    return _plot(title, description, height, [*drawn, *_bottom(axis, height, _plain_number)])
+    return _plot(title, description, height, [*drawn, *_bottom(axis, height, "{:g}".format)])
 
 
 def bars(title: str, description: str, rows: Sequence[Row]) -> Element:
@@ -185,10 +195,6 @@ def _line(class_: str, x1: float, y1: float, x2: float, y2: float) -> Element:
 
 def _words(text: str, x: float, y: float, anchor: str, **attributes: str) -> Element:
     return element("text", text, x=x, y=y, text_anchor=anchor, **attributes)
-
-
-def _plain_number(value: float) -> str:
-    return f"{value:g}"
 
 
 def _seconds(value: float) -> str:
