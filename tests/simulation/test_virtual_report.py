@@ -13,7 +13,8 @@ import pytest
 from virtual_runs import TINY, case_findings, request, summary
 
 from balancer.commands.findings_table import render
-from balancer.simulator.virtual.findings import Case, CaseFindings, Findings, as_data
+from balancer.simulator.virtual.comparison import FIGURES
+from balancer.simulator.virtual.findings import Case, CaseFindings, Findings, as_data, median_of
 from balancer.simulator.virtual.markup import element
 from balancer.simulator.virtual.plots import WIDTH, Curve, Row, bars, curves, intervals
 from balancer.simulator.virtual.report import report
@@ -145,7 +146,22 @@ def test_what_no_scale_can_show_is_still_shown() -> None:
     assert "none" in [each.text for each in plot.iter("text")]
 
 
-@pytest.mark.parametrize("values", [(), (0.0,), (1.0,), (math.nan,), (1e-9, 1e9), (5.0, 5.0)])
+@pytest.mark.parametrize(
+    "values",
+    [
+        (),
+        (0.0,),
+        (1.0,),
+        (math.nan,),
+        (1e-9, 1e9),
+        (5.0, 5.0),
+        (0.98, 1.01),
+        (0.3, 1.2),
+        (1.0, 4.9),
+        (1.0, 7.0),
+        (0.2, 30.0),
+    ],
+)
 def test_plots_of_anything_stay_within_their_frame(values: Sequence[float]) -> None:
     rows = [Row("a", "b", each, each, each) for each in values]
     lines = [Curve("a", 0, [(each, each) for each in values if each > 0])]
@@ -157,7 +173,8 @@ def test_plots_of_anything_stay_within_their_frame(values: Sequence[float]) -> N
 
         assert fromstring(text).tag == "svg"
         assert all(0 <= each <= WIDTH for each in numbers)
-        assert len(ticks) <= 7
+        assert len(ticks) <= 6
+        assert len(ticks) >= 2 or plot.find("rect") is not None or not ticks
 
 
 def test_bars_are_as_long_as_their_values() -> None:
@@ -191,6 +208,37 @@ def test_json_has_null_for_what_does_not_exist_and_a_word_for_infinity() -> None
     assert case["comparisons"]["b"]["loads"]["mean"] == "infinite"
     assert case["comparisons"]["b"]["ttft_p50"]["mean"] is None
     assert (case["baseline"], case["scenario"]["name"]) == ("a", "tiny")
+
+
+def test_a_strategy_that_answered_nothing_is_shown_as_such() -> None:
+    runs = {
+        "a": [summary([request()], seed=1, strategy="a")],
+        "b": [summary([request(outcome=1)], seed=1, strategy="b")],
+    }
+    findings = Findings([CaseFindings(Case(TINY), runs)], [1])
+
+    assert re.search(r"\b(nan|inf)\b", report(findings) + render(findings)) is None
+    assert "none" in render(findings).splitlines()[3]
+
+
+def test_a_figure_that_no_side_has_in_some_seeds_is_told() -> None:
+    nothing, something = [request(outcome=1)], [request()]
+    runs = {
+        name: [summary(nothing, seed=1, strategy=name), summary(something, seed=2, strategy=name)]
+        for name in ("a", "b")
+    }
+    told = render(Findings([CaseFindings(Case(TINY), runs)], [1, 2]))
+
+    assert "note: b and the baseline have no TTFT p99 in 1 seeds" in told
+    assert "no loads" not in told
+
+
+def test_the_median_of_an_even_number_is_the_lower_middle_one() -> None:
+    runs = [summary([], loads=each, seed=each) for each in (4, 1, 3, 2)]
+
+    assert median_of(runs, FIGURES["loads"]) == 2
+    assert median_of(runs[1:], FIGURES["loads"]) == 2
+    assert math.isnan(median_of(runs, FIGURES["ttft_p50"]))
 
 
 def test_the_table_says_what_makes_a_comparison_less_than_it_seems() -> None:
