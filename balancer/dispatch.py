@@ -97,7 +97,10 @@ class Dispatcher:
                 retry_after_seconds=self.retry_after_seconds(),
             )
         now = self._clock.monotonic()
-        decision = None if self._queue else self._decide(ticket, now)
+        if self._cooling and self._cooling[0][0] <= now:
+            self.wake()  # those that wait already come first
+        # Nothing has changed since they were looked at, so all that may keep it waiting is its own lane.
+        decision = None if self._queue.head(lane_of(ticket)) else self._scheduler.decide(ticket, now)
         if decision is not None and decision.standing not in _WAITING:
             self._on_decision(decision)
             if decision.picked is None:
@@ -107,11 +110,9 @@ class Dispatcher:
         waiter: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
         self._waiters[ticket.id] = waiter
         self._queue.push(ticket)
-        if decision is None:
-            self.wake()
-        else:
+        if decision is not None:
             self._hold(ticket, decision)
-            self._arm(now)
+        self._arm(now)
         if full and not waiter.done():
             waiter.set_exception(
                 QueueFull(
@@ -180,11 +181,6 @@ class Dispatcher:
         while self._cooling and self._cooling[0][0] <= now:
             _, _, instance, model = heapq.heappop(self._cooling)
             instance.end_cooling(model)
-
-    def _decide(self, ticket: Ticket, now: float) -> Decision:
-        """For a ticket before which no other waits."""
-        self._end_coolings(now)
-        return self._scheduler.decide(ticket, now)
 
     def _settle_heads(self, now: float) -> None:
         heads = self._queue.heads()

@@ -5,9 +5,10 @@ lane heads only, so one model without a free slot never holds up another. Order 
 `arrival`, which a retry keeps.
 """
 
-from bisect import insort
+from bisect import bisect_left, insort
 from collections.abc import Iterator
 from heapq import heappop, heappush
+from operator import attrgetter
 
 from balancer.core.ticket import InstanceId, Ticket, TicketId
 from balancer.core.variant import Variant
@@ -20,6 +21,7 @@ def lane_of(ticket: Ticket) -> Lane:
     return (ticket.variant, ticket.needs_slot, ticket.excluded)
 
 
+_arrival = attrgetter("arrival")
 VARIANTS_LIMIT = 32
 """Dispatch looks at every lane, and clients choose the options that make variants."""
 
@@ -29,7 +31,7 @@ class RequestQueue:
 
     def __init__(self, *, limit: int) -> None:
         self.limit = limit
-        self._lanes: dict[Lane, list[tuple[int, Ticket]]] = {}
+        self._lanes: dict[Lane, list[Ticket]] = {}
         self._tickets: dict[TicketId, Ticket] = {}
         self._deadlines: list[tuple[float, TicketId]] = []
 
@@ -56,9 +58,7 @@ class RequestQueue:
         """Put a ticket in by its arrival; behind all others unless it tries again."""
         self._tickets[ticket.id] = ticket
         heappush(self._deadlines, (ticket.deadline, ticket.id))
-        insort(
-            self._lanes.setdefault(lane_of(ticket), []), (ticket.arrival, ticket), key=lambda item: item[0]
-        )
+        insort(self._lanes.setdefault(lane_of(ticket), []), ticket, key=_arrival)
 
     def remove(self, ticket_id: TicketId) -> bool:
         """Take a ticket out wherever it stands; False where it is not in."""
@@ -66,21 +66,20 @@ class RequestQueue:
         if ticket is None:
             return False
         lane = lane_of(ticket)
-        left = [item for item in self._lanes[lane] if item[1].id != ticket_id]
-        if left:
-            self._lanes[lane] = left
-        else:
+        items = self._lanes[lane]
+        del items[bisect_left(items, ticket.arrival, key=_arrival)]
+        if not items:
             del self._lanes[lane]
         return True
 
     def heads(self) -> list[tuple[int, int, Lane]]:
         """The arrival of each lane's first ticket, a number that settles ties, and the lane."""
-        return [(items[0][0], number, lane) for number, (lane, items) in enumerate(self._lanes.items())]
+        return [(items[0].arrival, number, lane) for number, (lane, items) in enumerate(self._lanes.items())]
 
     def head(self, lane: Lane) -> Ticket | None:
         """The first ticket of a lane, None where it is empty."""
         items = self._lanes.get(lane)
-        return items[0][1] if items else None
+        return items[0] if items else None
 
     def pending(self) -> Iterator[Ticket]:
         """All tickets, in the order in which they came."""
