@@ -1,11 +1,10 @@
-"""The filters: each looks at one instance for one ticket and says why it is out, or None.
+"""The filters: what of an instance takes it out for a ticket, or holds it back, and in which words.
 
-`FILTERS` run in their order and take out for good, as far as this decision goes; the first reason
-stands in the decision. `HOLDS` are of another kind: what they find will end, so an instance that
-only they take out is worth waiting for. They say when it ends at the latest, where that is known.
+What takes it out does so for good, as far as one decision goes. What holds it back will end, so an instance
+that is only held is worth waiting for; a hold says when it ends at the latest, where that is known. Each
+function tells the first thing that it finds, and looks for what explains most first.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from balancer.core.ticket import Ticket
@@ -16,8 +15,6 @@ FAILED_BEFORE = "failed this request before"
 MODEL_NOT_THERE = "model not there"
 NOT_SERVED = "runtime does not serve this"
 
-Filter = Callable[[Ticket, InstanceView, float], str | None]
-
 
 @dataclass(frozen=True, slots=True)
 class Hold:
@@ -27,128 +24,56 @@ class Hold:
     until: float | None = None
 
 
-HoldFilter = Callable[[Ticket, InstanceView, float], Hold | None]
+def why_out(ticket: Ticket, instance: InstanceView, now: float) -> str | None:
+    """Why an instance cannot serve a ticket at all; None where it can.
 
-
-def not_excluded(ticket: Ticket, instance: InstanceView, _now: float) -> str | None:
-    """Out where an earlier try of the same request failed."""
-    return FAILED_BEFORE if instance.id in ticket.excluded else None
-
-
-def healthy(_ticket: Ticket, instance: InstanceView, _now: float) -> str | None:
-    """Out where the probes find no answer."""
-    return None if instance.usable or instance.unproven else "not up"
-
-
-def not_drained(_ticket: Ticket, instance: InstanceView, _now: float) -> str | None:
-    """Out where the operator wants no new requests."""
-    return "drained" if instance.drained else None
-
-
-def holds_model(ticket: Ticket, instance: InstanceView, _now: float) -> str | None:
-    """Out where the model is not."""
-    if ticket.variant is None or instance.holds(ticket.variant.model):
+    It has not the model; its runtime, which is no Ollama, cannot be asked for this; the probes find no
+    answer; the operator wants no new requests there; an earlier try of the same request failed there; it is
+    spare, and the model too large to run there; it, or the model there, has failed too often lately.
+    """
+    variant = ticket.variant
+    if variant is not None and not instance.holds(variant.model):
+        return MODEL_NOT_THERE
+    if not instance.serves(ticket.path):
+        return NOT_SERVED
+    if not instance.usable and not instance.unproven:
+        return "not up"
+    if instance.drained:
+        return "drained"
+    if instance.id in ticket.excluded:
+        return FAILED_BEFORE
+    if variant is None or not ticket.needs_slot:
         return None
-    return MODEL_NOT_THERE
+    if instance.spare and not instance.small_enough(variant.model):
+        return "too large for a spare instance"
+    return None if instance.breaker_reopens_at(variant, now) is None else BREAKER_OPEN
 
 
-def serves_path(ticket: Ticket, instance: InstanceView, _now: float) -> str | None:
-    """Out where the runtime is of a make that cannot be asked for this."""
-    return None if instance.serves(ticket.path) else NOT_SERVED
+def why_held(ticket: Ticket, instance: InstanceView, now: float) -> Hold | None:
+    """What keeps an instance from taking a ticket for now; None where nothing does.
 
-
-def small_enough(ticket: Ticket, instance: InstanceView, _now: float) -> str | None:
-    """Out where the instance is spare, and the model too large to run there."""
-    if not instance.spare or not ticket.needs_slot or ticket.variant is None:
+    It is new and its first probe is under way; a half-open breaker has all of its trials out; it has said
+    that its own queue is full; running requests are to end there so that another model can be loaded; every
+    slot is lent; or the variant is still to be loaded, and something is being loaded already or there was no
+    room for it a moment ago.
+    """
+    if instance.unproven:
+        return Hold("not probed yet")
+    variant = ticket.variant
+    if variant is None or not ticket.needs_slot:
         return None
-    return None if instance.small_enough(ticket.variant.model) else "too large for a spare instance"
-
-
-def breaker_not_open(ticket: Ticket, instance: InstanceView, now: float) -> str | None:
-    """Out where the instance, or the model there, has failed too often lately."""
-    if not ticket.needs_slot or ticket.variant is None:
-        return None
-    return None if instance.breaker_reopens_at(ticket.variant, now) is None else BREAKER_OPEN
-
-
-def probed(_ticket: Ticket, instance: InstanceView, _now: float) -> Hold | None:
-    """Held where it is new and its first probe is under way."""
-    return Hold("not probed yet") if instance.unproven else None
-
-
-def no_trial_out(ticket: Ticket, instance: InstanceView, now: float) -> Hold | None:
-    """Held while a half-open breaker has all of its trials out."""
-    if not ticket.needs_slot or ticket.variant is None:
-        return None
-    allowed = instance.breaker_allows(ticket.variant, now)
-    return None if allowed else Hold("breaker half-open, on trial")
-
-
-def not_paused(ticket: Ticket, instance: InstanceView, now: float) -> Hold | None:
-    """Held for a moment where the instance has said that its own queue is full, or a load there came to
-    nothing."""
-    until = instance.paused_until(now) if ticket.needs_slot else None
-    return None if until is None else Hold("paused for a moment", until)
-
-
-def not_gated(ticket: Ticket, instance: InstanceView, now: float) -> Hold | None:
-    """Held where running requests are to end so that another model can be loaded."""
-    if not ticket.needs_slot or ticket.variant is None:
-        return None
-    until = instance.gated_until(ticket.variant, now)
-    return None if until is None else Hold("held for a load", until)
-
-
-def slot_free(ticket: Ticket, instance: InstanceView, _now: float) -> Hold | None:
-    """Held where every slot is lent."""
-    if not ticket.needs_slot or ticket.variant is None or instance.has_free_slot(ticket.variant):
-        return None
-    return Hold("no free slot")
-
-
-def may_load(ticket: Ticket, instance: InstanceView, now: float) -> Hold | None:
-    """Held where the variant is still to be loaded, and something is being loaded already or there was no
-    room a moment ago."""
-    if not ticket.needs_slot or ticket.variant is None:
-        return None
+    if not instance.breaker_allows(variant, now):
+        return Hold("breaker half-open, on trial")
+    if (paused := instance.paused_until(now)) is not None:
+        return Hold("paused for a moment", paused)
+    if (gated := instance.gated_until(variant, now)) is not None:
+        return Hold("held for a load", gated)
+    if not instance.has_free_slot(variant):
+        return _NO_SLOT
     loading, no_room_until = instance.loading, instance.no_room_until(now)
-    if (loading is None and no_room_until is None) or instance.warm(ticket.variant):
+    if (loading is None and no_room_until is None) or instance.warm(variant):
         return None
     return Hold("loading") if loading is not None else Hold("no room for a load", no_room_until)
 
 
-def why_out(ticket: Ticket, instance: InstanceView, now: float) -> str | None:
-    """What the first filter that takes it out says; None where all let it through."""
-    for each in FILTERS:
-        reason = each(ticket, instance, now)
-        if reason is not None:
-            return reason
-    return None
-
-
-def why_held(ticket: Ticket, instance: InstanceView, now: float) -> Hold | None:
-    """What holds it first; None where nothing does."""
-    for each in HOLDS:
-        hold = each(ticket, instance, now)
-        if hold is not None:
-            return hold
-    return None
-
-
-FILTERS: tuple[Filter, ...] = (
-    holds_model,
-    serves_path,
-    healthy,
-    not_drained,
-    not_excluded,
-    small_enough,
-    breaker_not_open,
-)
-HOLDS: tuple[HoldFilter, ...] = (
-    probed,
-    no_trial_out,
-    not_paused,
-    not_gated,
-    slot_free,
-    may_load,
-)
+_NO_SLOT = Hold("no free slot")

@@ -21,7 +21,7 @@ from balancer.scheduling.filters import (
     why_held,
     why_out,
 )
-from balancer.scheduling.strategies import STRATEGIES
+from balancer.scheduling.strategies import STRATEGIES, Shelf
 
 PATIENCE_SECONDS = 1.0
 """So long a request waits for the load that its strategy began, before it goes where none is needed."""
@@ -38,16 +38,17 @@ class LoadBegun:
 class Scheduler:
     """Decides by a strategy of that name. Raises KeyError for a name that is not on the shelf."""
 
-    def __init__(self, fleet: FleetView, *, strategy: str, random: Random) -> None:
+    def __init__(self, fleet: FleetView, *, strategy: str, random: Random, shelf: Shelf = STRATEGIES) -> None:
         self._fleet = fleet
         self._random = random
+        self._shelf = shelf
         self._name = strategy
-        self._strategy = STRATEGIES[strategy](random)
+        self._strategy = shelf[strategy](random)
 
     def use(self, strategy: str) -> None:
         """Decide by another strategy from now on. Raises KeyError as construction does."""
         if strategy != self._name:
-            self._strategy = STRATEGIES[strategy](self._random)
+            self._strategy = self._shelf[strategy](self._random)
             self._name = strategy
 
     def decide(self, ticket: Ticket, now: float, *, begun: LoadBegun | None = None) -> Decision:

@@ -106,7 +106,8 @@ class PowerOfTwo:
         pass
 
 
-STRATEGIES: Mapping[str, Callable[[Random], Strategy]] = {
+Shelf = Mapping[str, Callable[[Random], Strategy]]
+STRATEGIES: Shelf = {
     "weighted_round_robin": SmoothWeightedRoundRobin,
     "least_connections": LeastConnections,
     "round_robin": RoundRobin,

@@ -8,7 +8,7 @@ from balancer.core.decision import Decision, Standing
 from balancer.core.names import canonical_name
 from balancer.core.ticket import InstanceId
 from balancer.core.variant import Variant
-from balancer.scheduling.filters import HOLDS, Hold
+from balancer.scheduling.filters import Hold, why_held
 from balancer.scheduling.scheduler import PATIENCE_SECONDS, LoadBegun, Scheduler
 from tests.unit.unit_support import FakeFleet, FakeView, ticket, view
 
@@ -18,7 +18,8 @@ N = Variant(canonical_name("n"))
 
 
 def holds(it: FakeView, **facts: object) -> list[Hold]:
-    return [hold for each in HOLDS if (hold := each(ticket(**facts), it, NOW))]
+    held = why_held(ticket(**facts), it, NOW)
+    return [] if held is None else [held]
 
 
 def decide(

@@ -10,16 +10,7 @@ import pytest
 import balancer.scheduling
 from balancer.core.decision import Decision, Standing
 from balancer.core.ticket import InstanceId
-from balancer.scheduling.filters import (
-    FILTERS,
-    breaker_not_open,
-    healthy,
-    holds_model,
-    not_drained,
-    not_excluded,
-    serves_path,
-    small_enough,
-)
+from balancer.scheduling.filters import why_out
 from balancer.scheduling.scheduler import Scheduler
 from tests.unit.unit_support import FakeFleet, FakeView, ticket, view
 
@@ -32,17 +23,24 @@ def reasons(decision: Decision) -> dict[str, str | None]:
     return {str(each.instance): each.filtered for each in decision.considered}
 
 
-def test_the_filters_run_in_the_order_in_which_reasons_matter() -> None:
-    order = (
-        holds_model,
-        serves_path,
-        healthy,
-        not_drained,
-        not_excluded,
-        small_enough,
-        breaker_not_open,
-    )
-    assert order == FILTERS
+def test_what_explains_most_is_told_first() -> None:
+    troubles: list[tuple[str, dict[str, object]]] = [
+        ("model not there", {"models": frozenset()}),
+        ("runtime does not serve this", {"unserved": frozenset({"/api/chat"})}),
+        ("not up", {"usable": False}),
+        ("drained", {"drained": True}),
+        ("failed this request before", {}),
+        ("too large for a spare instance", {"spare": True, "small": False}),
+        ("breaker open", {"reopens_at": 2000.0}),
+    ]
+    told = []
+    for first in range(len(troubles)):
+        left = dict(troubles[first:])
+        facts = {name: value for each in left.values() for name, value in each.items()}
+        failed = {InstanceId("a")} if "failed this request before" in left else set()
+        told.append(why_out(ticket(path="/api/chat", excluded=frozenset(failed)), view("a", **facts), 1001.0))
+
+    assert told == [reason for reason, _ in troubles]
 
 
 @pytest.mark.parametrize(
