@@ -12,6 +12,7 @@ Source: observed on Ollama v0.33 (disconnects during loads, starvation, what loa
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 import msgspec
 
@@ -19,7 +20,7 @@ from balancer.clock import Clock
 from balancer.control.room import NoRoom, Room
 from balancer.core.ticket import Blame, InstanceId, Outcome, Verdict
 from balancer.core.variant import Variant
-from balancer.errors import BalancerError, ConnectFailed, ConnectionLost, FleetError
+from balancer.errors import BalancerError, ConnectFailed, FleetError
 from balancer.fleet.device_ledger import DeviceLedger, Promise
 from balancer.fleet.fleet import Fleet, Load
 from balancer.fleet.instance import Instance
@@ -28,7 +29,7 @@ from balancer.protocol.failures import LOAD_FAILED, OUT_OF_MEMORY, REQUEST, STAT
 from balancer.protocol.headers import Headers
 from balancer.telemetry.logs import Logger
 from balancer.telemetry.metrics import Metrics
-from balancer.upstream.client import UpstreamClient, UpstreamRequest
+from balancer.upstream.client import UpstreamRequest
 
 _HEADERS: Headers = (
     ("User-Agent", "ollama-balancer"),
@@ -52,6 +53,14 @@ _GATE_AFTER_LONGEST_SECONDS = 60.0
 _GATE_SECONDS = 60.0
 
 
+class Asks(Protocol):
+    """What of the upstream client a load needs."""
+
+    async def ask(
+        self, url: str, request: UpstreamRequest, *, limit_bytes: int, within_seconds: float
+    ) -> tuple[int, bytes]: ...
+
+
 class Loader:
     """`look` asks for a probe of an instance and its lists soon, `read` reads its lists now and waits at
     most so long. `gate_after_seconds` is the least time that a load gets before other models are held
@@ -61,7 +70,7 @@ class Loader:
         self,
         *,
         fleet: Fleet,
-        client: UpstreamClient,
+        client: Asks,
         ledger: DeviceLedger,
         room: Room,
         look: Callable[[InstanceId], None],
@@ -158,14 +167,9 @@ class Loader:
 
     async def _ask(self, instance: Instance, path: str, body: bytes) -> tuple[int, bytes]:
         request = UpstreamRequest(method="POST", target=path, headers=_HEADERS, body=body)
-        exchange = await self._client.exchange(instance.spec.url, request)
-        try:
-            answer = await exchange.whole(limit_bytes=_ANSWER_BYTES, within_seconds=_ANSWER_SECONDS)
-        finally:
-            exchange.cancel()
-        if answer is None:
-            raise ConnectionLost("the instance did not end its answer to a load")
-        return exchange.status, answer
+        return await self._client.ask(
+            instance.spec.url, request, limit_bytes=_ANSWER_BYTES, within_seconds=_ANSWER_SECONDS
+        )
 
     def _failed(self, instance: Instance, load: Load, error: BalancerError) -> Outcome:
         if isinstance(error, FleetError):  # stopping, or no files are left to open: it is ours

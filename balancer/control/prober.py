@@ -178,8 +178,8 @@ class Prober:
                 kept.pop(gone.id, None)
             self._warned.discard(gone.id)
             self._seen_locally.discard(gone.id)
-        for instance in present - self._watching.keys():
-            if self._group is not None:
+        for instance in self._fleet.instances():
+            if self._group is not None and instance not in self._watching:
                 self._watching[instance] = self._group.create_task(self._watch(instance))
 
     async def _watch(self, instance: Instance) -> None:

@@ -110,6 +110,20 @@ class UpstreamClient:
                     raise
         return await self._try(url, pool, await pool.connect(), request)
 
+    async def ask(
+        self, url: str, request: UpstreamRequest, *, limit_bytes: int, within_seconds: float
+    ) -> tuple[int, bytes]:
+        """The status and the whole body of an answer, which may be so long and take so long once it has
+        begun. Raises as `exchange` does; ConnectionLost also for a body that does not end so."""
+        exchange = await self.exchange(url, request)
+        try:
+            answer = await exchange.whole(limit_bytes=limit_bytes, within_seconds=within_seconds)
+        finally:
+            exchange.cancel()
+        if answer is None:
+            raise ConnectionLost("the instance did not end its answer")
+        return exchange.status, answer
+
     def abandon(self, url: str, reason: str) -> None:
         """Fail every exchange there whose answer has not begun, so that its request can go elsewhere. One
         of which a piece is in goes on, though whoever waits for it may not have been told yet."""
