@@ -27,11 +27,13 @@ from balancer.simulator.service_model import (
     decode_seconds_per_token,
     prefill_batches,
     prefill_seconds,
+    restore_seconds,
 )
 from balancer.simulator.slots import SlotQueue
 
 # A consumer that stops for a while gets at most this much of the text in one burst.
 _LARGEST_BURST_SECONDS = 1.0
+_STEP_TOKENS = 128
 
 
 class Runner:
@@ -60,6 +62,7 @@ class Runner:
         self.unloaded = asyncio.Event()
         self.clock = clock
         self.rates = rates
+        self.prefilling = 0
         self._sleepers: set[asyncio.Future[None]] = set()
 
     @property
@@ -134,21 +137,39 @@ class SlotLease:
     async def prefill(self, prompt: Sequence[int]) -> None:
         """Evaluate the part of the prompt that the runner's cache does not hold."""
         runner = self._runner
-        cached = runner.cache.cached_tokens(prompt)
+        cached, in_slot = runner.cache.find(prompt)
         self._evaluated = list(prompt[:cached])
-        for batch in prefill_batches(len(prompt) - cached, runner.batch_tokens):
-            seconds = prefill_seconds(runner.rates(), batch)
-            self._due += seconds
-            self._batch_ends_at = self._due
-            await runner.wait_until(self._due)
-            self.prompt_eval_seconds += seconds
-            self._evaluated = list(prompt[: len(self._evaluated) + batch])
+        runner.prefilling += 1
+        try:
+            if not in_slot:
+                await self._evaluate(restore_seconds(runner.rates(), cached))
+            for batch in prefill_batches(len(prompt) - cached, runner.batch_tokens):
+                await self._evaluate_batch(batch)
+                self._evaluated = list(prompt[: len(self._evaluated) + batch])
+        finally:
+            runner.prefilling -= 1
         self._batch_ends_at = None
+
+    async def _evaluate_batch(self, tokens: int) -> None:
+        """In steps, as who else works on the runner may change meanwhile."""
+        left = tokens
+        for step in prefill_batches(tokens, _STEP_TOKENS):
+            seconds = prefill_seconds(self._runner.rates(), 1, self._runner.prefilling)
+            left -= step
+            await self._evaluate(step * seconds, then_seconds=left * seconds)
+
+    async def _evaluate(self, seconds: float, then_seconds: float = 0.0) -> None:
+        """Let time pass; so much more is left of the batch then."""
+        self._due += seconds
+        self._batch_ends_at = self._due + then_seconds
+        await self._runner.wait_until(self._due)
+        self.prompt_eval_seconds += seconds
 
     async def decode(self, token: int) -> None:
         """Make one token; slower while other slots of the runner are busy."""
         runner = self._runner
-        seconds = decode_seconds_per_token(runner.rates(), runner.slots.busy)
+        decoding = runner.slots.busy - runner.prefilling
+        seconds = decode_seconds_per_token(runner.rates(), decoding, runner.prefilling)
         self._due = max(self._due, runner.clock.now() - _LARGEST_BURST_SECONDS) + seconds
         await runner.wait_until(self._due)
         self.eval_seconds += seconds

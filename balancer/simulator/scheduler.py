@@ -11,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from balancer.simulator.clock import Clock
 from balancer.simulator.configuration import ServerConfig
@@ -63,12 +64,20 @@ class Scheduler:
         *,
         rates: Callable[[Model], ServiceRates],
         load_fails: Callable[[Model], bool],
+        load_time: Callable[[Model], float] | None = None,
+        others_bytes: Callable[[], int] = lambda: 0,
+        weigh: Callable[[Sequence[Any]], int] = len,
     ) -> None:
+        """`load_time` replaces the load time that size and bandwidth give, `others_bytes` is what other
+        processes hold on the device, `weigh` counts the tokens of what prompts are made of."""
         self._config = config
         self._clock = clock
         self._seen = seen
         self._rates = rates
         self._load_fails = load_fails
+        self._load_time = load_time or self._nominal_load_time
+        self._others_bytes = others_bytes
+        self._weigh = weigh
         self._loaded: dict[str, Runner] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._pending: deque[_Pending] = deque()
@@ -182,12 +191,15 @@ class Scheduler:
         """Who must go before this load; None when it may start. A first load always may."""
         if not self._loaded:
             return None
+        return None if self.has_room(demand) else choose_victim(self._loaded.values())
+
+    def has_room(self, demand: Demand) -> bool:
+        """Whether the demand's model could be loaded beside what is resident."""
         limit = self._config.max_loaded_models
         too_many = limit > 0 and len(self._loaded) >= limit
-        fits = fits_beside_others(
+        return not too_many and fits_beside_others(
             self._needed_bytes(demand), self._free_bytes(), has_device=self._config.memory_bytes > 0
         )
-        return choose_victim(self._loaded.values()) if too_many or not fits else None
 
     async def _load(self, entry: _Pending) -> None:
         demand = entry.demand
@@ -210,25 +222,28 @@ class Scheduler:
     async def _pass_load_time(self, entry: _Pending) -> None:
         """Return when the load is done or its requester has left."""
         finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        model = entry.demand.model
-        seconds = self._config.load_seconds
-        if seconds is None:
-            seconds = load_seconds(self._rates(model), model.weights.size_bytes)
+        seconds = self._load_time(entry.demand.model)
         timer = self._clock.call_later(seconds, lambda: finished.set_result(None))
         await asyncio.wait((finished, entry.granted), return_when=asyncio.FIRST_COMPLETED)
         timer.cancel()
 
+    def _nominal_load_time(self, model: Model) -> float:
+        if self._config.load_seconds is not None:
+            return self._config.load_seconds
+        return load_seconds(self._rates(model), model.weights.size_bytes)
+
     def _start(self, demand: Demand) -> Runner:
         weights = demand.model.weights
+        slots = 1 if weights.is_embedding else self._config.slots
         runner = Runner(
             model=demand.model,
             options=demand.options,
-            slots=1 if weights.is_embedding else self._config.slots,
+            slots=slots,
             size=footprint(
                 self._needed_bytes(demand), self._free_bytes(), on_device=demand.options.num_gpu != 0
             ),
             clock=self._clock,
-            cache=PrefixCache(self._config.prefix_cache_tokens),
+            cache=PrefixCache(self._config.prefix_cache_tokens, slots=slots, weigh=self._weigh),
             rates=lambda: self._rates(demand.model),
         )
         runner.keep_alive = self._config.keep_alive_seconds
@@ -271,4 +286,5 @@ class Scheduler:
         )
 
     def _free_bytes(self) -> int:
-        return self._config.memory_bytes - sum(runner.size.device_bytes for runner in self._loaded.values())
+        own = sum(runner.size.device_bytes for runner in self._loaded.values())
+        return self._config.memory_bytes - own - self._others_bytes()

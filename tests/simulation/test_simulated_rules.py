@@ -18,6 +18,7 @@ from balancer.simulator.service_model import (
     decode_seconds_per_token,
     load_seconds,
     prefill_batches,
+    prefill_seconds,
 )
 from balancer.simulator.text import encode, pieces, seeded
 from balancer.simulator.web.gate import host_allowed
@@ -131,6 +132,28 @@ def test_prefix_cache_forgets_the_oldest_over_its_budget() -> None:
     assert (cache.held_tokens, cache.cached_tokens([1, 1, 1, 1])) == (3, 0)
 
 
+def test_the_newest_sequences_are_in_slots_and_the_others_must_be_copied_back() -> None:
+    cache = PrefixCache(capacity_tokens=100, slots=2)
+    for first in (1, 2, 3):
+        cache.remember([first, first, first])
+
+    assert cache.find([1, 1, 1, 1]) == (3, False)
+    assert cache.find([2, 2, 2, 2]) == (3, True)
+    assert cache.find([3, 3, 3, 3]) == (3, True)
+    assert cache.find([4, 4]) == (0, True)
+
+
+def test_sequences_of_heavier_items_are_counted_in_tokens() -> None:
+    cache = PrefixCache(capacity_tokens=100, weigh=lambda items: sum(tokens for _, tokens in items))
+    cache.remember([(1, 50), (2, 30)])
+
+    assert cache.held_tokens == 80
+    assert cache.cached_tokens([(1, 50), (3, 30)]) == 50
+    assert cache.cached_tokens([(1, 50), (2, 30)]) == 79
+    cache.remember([(4, 60)])
+    assert cache.cached_tokens([(1, 50), (3, 30)]) == 0
+
+
 def test_extended_sequences_replace_their_prefix() -> None:
     cache = PrefixCache(capacity_tokens=100)
     cache.remember([1, 2])
@@ -147,6 +170,10 @@ def test_times_follow_the_rates() -> None:
     assert decode_seconds_per_token(rates, 3) == pytest.approx(0.2)
     assert load_seconds(rates, 200) == pytest.approx(2.5)
     assert decode_seconds_per_token(rates.scaled(2), 1) == pytest.approx(0.2)
+    assert decode_seconds_per_token(rates, 1, sharing=2) == pytest.approx(0.2)
+    assert decode_seconds_per_token(rates, 1, prefilling=1) == pytest.approx(0.1 / 0.35)
+    alone = prefill_seconds(rates, 100)
+    assert prefill_seconds(rates, 100, prefilling=2, sharing=3) == pytest.approx(6 * alone)
 
 
 def test_pieces_join_to_the_text_and_prefixes_have_prefix_tokens() -> None:

@@ -217,7 +217,7 @@ async def test_prefix_cache_shortens_the_duration_and_not_the_count() -> None:
         longer = await client.ask(text=LONG_TEXT + "and more")
 
     assert cold["prompt_eval_count"] == again["prompt_eval_count"]
-    assert other["prompt_eval_duration"] > 50 * again["prompt_eval_duration"]
+    assert other["prompt_eval_duration"] > 30 * again["prompt_eval_duration"], "copied back from memory"
     assert cold["prompt_eval_duration"] > 50 * longer["prompt_eval_duration"]
 
 
