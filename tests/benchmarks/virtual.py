@@ -1,0 +1,322 @@
+"""`python -m tests.benchmarks.virtual`: the same requests in virtual time and through a real balancer over
+HTTP, in front of simulated instances or of a real Ollama, policy by policy.
+
+What must agree is the ranking of the policies and their medians; both are printed with the ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from statistics import median
+
+import aiohttp
+
+from balancer.core.ticket import InstanceId, Priority
+from balancer.settings.scenario import (
+    Scenario,
+    ScenarioDevice,
+    ScenarioInstances,
+    ScenarioModel,
+    ScenarioNoise,
+    ScenarioPopulation,
+    ScenarioWorkload,
+)
+from balancer.simulator.service_model import ServiceRates
+from balancer.simulator.virtual.fleet import IMMEDIATE
+from balancer.simulator.virtual.hardware import InstanceShape
+from balancer.simulator.virtual.run import serve
+from balancer.simulator.virtual.work import Session, Turn
+
+POLICIES = ("least_connections", "round_robin", "random@immediate", "round_robin@immediate")
+_GIB = 1 << 30
+_MANY_SLOTS = 1000
+_START_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request: when, for which model, tokens of its prompt and of its answer."""
+
+    at: float
+    model: str
+    prompt: int
+    answer: int
+
+
+@dataclass(frozen=True)
+class World:
+    """Instances and what they are asked; `speed` is simulated seconds per second."""
+
+    models: Mapping[str, int]
+    rates: Sequence[ServiceRates]
+    slots: int
+    resident: int
+    asked: Sequence[Asked]
+    speed: float = 1.0
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Medians over the requests of one policy, seconds."""
+
+    ttft: float
+    total: float
+
+
+def one_model(requests: int, seed: int, speed: float) -> World:
+    """Two instances of which one is three times slower, and one model."""
+    rates = ServiceRates(
+        prefill_tokens_per_second=1500.0, decode_tokens_per_second=40.0, parallel_slowdown=0.1
+    )
+    return World(
+        models={"m:8b": 2 * _GIB},
+        rates=(rates, rates.scaled(3.0)),
+        slots=2,
+        resident=1,
+        asked=drawn(requests, seed, models=("m:8b",), per_second=0.4, prompt=6.0, answer=60),
+        speed=speed,
+    )
+
+
+def two_models(requests: int, seed: int, speed: float) -> World:
+    """Two equal instances with room for one of two models each."""
+    rates = ServiceRates(
+        prefill_tokens_per_second=1500.0,
+        decode_tokens_per_second=40.0,
+        parallel_slowdown=0.1,
+        load_bytes_per_second=1e9,
+    )
+    return World(
+        models={"a:8b": 3 * _GIB, "b:8b": 3 * _GIB},
+        rates=(rates, rates),
+        slots=2,
+        resident=1,
+        asked=drawn(requests, seed, models=("a:8b", "a:8b", "b:8b"), per_second=0.3, prompt=6.0, answer=60),
+        speed=speed,
+    )
+
+
+def drawn(
+    requests: int, seed: int, *, models: Sequence[str], per_second: float, prompt: float, answer: int
+) -> list[Asked]:
+    """Poisson arrivals; prompts are lognormal about e^prompt tokens, answers exponential."""
+    chance, at, asked = Random(seed), 0.0, []
+    for _ in range(requests):
+        at += chance.expovariate(per_second)
+        tokens = min(3000, int(chance.lognormvariate(prompt, 0.8)) + 2)
+        asked.append(Asked(at, chance.choice(models), tokens, int(chance.expovariate(1 / answer)) + 2))
+    return asked
+
+
+def in_virtual_time(world: World, policy: str) -> Figures:
+    """What the fleet in virtual time says."""
+    scenario = Scenario(
+        name="benchmark",
+        queue_requests=100_000,
+        queue_seconds=86_400.0,
+        devices=(ScenarioDevice(memory_bytes=24 * _GIB),),
+        models=tuple(ScenarioModel(name=name, size_bytes=size) for name, size in world.models.items()),
+        instances=ScenarioInstances(
+            slots=world.slots,
+            max_loaded_models=world.resident,
+            context_length=4096,
+            prefix_cache_tokens=0,
+        ),
+        noise=ScenarioNoise(rates=0, work=0, loads=0),
+        workload=ScenarioWorkload(populations=(ScenarioPopulation(kind="chat"),)),
+    )
+    shapes = [
+        InstanceShape(
+            id=InstanceId(f"i{number}"),
+            device=number,
+            memory_bytes=24 * _GIB,
+            rates=dict.fromkeys(world.models, rates),
+        )
+        for number, rates in enumerate(world.rates)
+    ]
+    sessions = [
+        Session(
+            each.at,
+            "c",
+            each.model,
+            Priority.NORMAL,
+            2 * number + 1,
+            (Turn(((2 * number, each.prompt),), each.answer),),
+        )
+        for number, each in enumerate(world.asked)
+    ]
+    columns = serve(scenario, shapes, sessions, strategy=policy, seed=1).outcomes.columns
+    return Figures(median(columns["ttft_seconds"]), median(columns["total_seconds"]))
+
+
+async def over_http(world: World, policy: str, urls: Sequence[str]) -> Figures:
+    """What clients of a real balancer in front of these instances see."""
+    async with balancer(urls, policy, world.slots) as url, aiohttp.ClientSession() as session:
+        clients = Clients(session, url, world.speed, time.monotonic())
+        results = await asyncio.gather(
+            *(clients.ask(each, number) for number, each in enumerate(world.asked))
+        )
+    return Figures(median(ttft for ttft, _ in results), median(total for _, total in results))
+
+
+@dataclass(frozen=True)
+class Clients:
+    """All of them, at one address, since `began_at`."""
+
+    session: aiohttp.ClientSession
+    url: str
+    speed: float
+    began_at: float
+
+    async def ask(self, asked: Asked, number: int) -> tuple[float, float]:
+        """Time to the first record and to the last, in the instances' seconds."""
+        await asyncio.sleep(max(0.0, self.began_at + asked.at / self.speed - time.monotonic()))
+        words = "".join(f" {(number * 7919 + word) % 99991:05d}" for word in range(asked.prompt))
+        body = {
+            "model": asked.model,
+            "prompt": words,
+            "raw": True,
+            "options": {"simulated_tokens": asked.answer, "num_predict": asked.answer, "temperature": 0},
+        }
+        sent_at, first = time.monotonic(), 0.0
+        post = self.session.post(f"{self.url}/api/generate", json=body, timeout=aiohttp.ClientTimeout())
+        async with post as answer:
+            answer.raise_for_status()
+            async for line in answer.content:
+                first = first or time.monotonic()
+                if json.loads(line).get("error"):
+                    raise RuntimeError(line.decode())
+        return (first - sent_at) * self.speed, (time.monotonic() - sent_at) * self.speed
+
+
+@contextlib.asynccontextmanager
+async def balancer(urls: Sequence[str], policy: str, slots: int) -> AsyncIterator[str]:
+    """`balancer serve` with a policy."""
+    told = _MANY_SLOTS if policy.endswith(IMMEDIATE) else slots
+    instances = [{"name": f"i{number}", "url": url, "slots": told} for number, url in enumerate(urls)]
+    settings = {
+        "strategy": policy.removesuffix(IMMEDIATE),
+        "instances": instances,
+        "limits": {"queue_requests": 100_000, "queue_seconds": 86_400},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / "balancer.json.yaml"
+        config.write_text(json.dumps(settings))
+        command = ("-m", "balancer", "serve", "--config", str(config))
+        listen = ("--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0")
+        async with process((sys.executable, *command, *listen), os.environ) as lines:
+            async for line in lines:
+                found = [word for word in line.split() if word.startswith("http://127.0.0.1:")]
+                if found:
+                    yield found[0]
+                    return
+
+
+@contextlib.asynccontextmanager
+async def simulated(world: World) -> AsyncIterator[list[str]]:
+    """A simulated Ollama for each of the rates."""
+    async with contextlib.AsyncExitStack() as stack:
+        urls = []
+        for rates in world.rates:
+            options = {
+                "slots": world.slots,
+                "max-loaded-models": world.resident,
+                "speed": world.speed,
+                "context-length": 4096,
+                "bandwidth": f"{rates.load_bytes_per_second / 1e6:.0f}MB",
+                "prefill-rate": rates.prefill_tokens_per_second,
+                "decode-rate": rates.decode_tokens_per_second,
+                "keep-alive": -1,
+                "port": 0,
+            }
+            command = [sys.executable, "-m", "balancer.simulator", "--exit-with-stdin"]
+            for name, value in options.items():
+                command += [f"--{name}", str(value)]
+            for name, size in world.models.items():
+                command += ["--model", f"{name}:{size // 2**20}MiB:chat"]
+            lines = await stack.enter_async_context(process(command, os.environ))
+            urls.append(json.loads(await anext(lines))["url"])
+        yield urls
+
+
+@contextlib.asynccontextmanager
+async def process(
+    command: Sequence[str], environment: Mapping[str, str]
+) -> AsyncIterator[AsyncIterator[str]]:
+    """A process, by the lines that it prints; it ends with the block."""
+    child = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+        env=dict(environment),
+    )
+
+    async def lines() -> AsyncIterator[str]:
+        assert child.stdout is not None
+        while line := await asyncio.wait_for(child.stdout.readline(), _START_SECONDS):
+            yield line.decode()
+
+    try:
+        yield lines()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            child.terminate()
+        await child.wait()
+
+
+def told(name: str, figures: Mapping[str, tuple[Figures, Figures]]) -> str:
+    """A table, and whether the ranking is the same."""
+    lines = [f"{name}: median TTFT, median total; in virtual time, over HTTP, ratio"]
+    for policy, (virtual, real) in figures.items():
+        lines.append(
+            f"  {policy:28} {virtual.ttft:8.3f} {real.ttft:8.3f} {real.ttft / virtual.ttft:6.2f}"
+            f"   {virtual.total:8.3f} {real.total:8.3f} {real.total / virtual.total:6.2f}"
+        )
+    for what in ("ttft", "total"):
+        ranked = [sorted(figures, key=lambda each, at=at: getattr(figures[each][at], what)) for at in (0, 1)]
+        same = (
+            "the same"
+            if ranked[0] == ranked[1]
+            else f"{' < '.join(ranked[0])} here, {' < '.join(ranked[1])} there"
+        )
+        lines.append(f"  ranking by {what}: {same}")
+    return "\n".join(lines)
+
+
+async def compare(requests: int, seed: int, speed: float) -> None:
+    """Both worlds, every policy."""
+    for name, world in (
+        ("one model, unequal instances", one_model(requests, seed, speed)),
+        ("two models, room for one each", two_models(requests, seed, speed)),
+    ):
+        figures = {}
+        for policy in POLICIES:
+            async with simulated(world) as urls:
+                real = await over_http(world, policy, urls)
+            figures[policy] = await asyncio.to_thread(in_virtual_time, world, policy), real
+        print(told(name, figures), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.virtual", description=__doc__)
+    parser.add_argument("--requests", type=int, default=150, help="of each run (150)")
+    parser.add_argument("--speed", type=float, default=10.0, help="simulated seconds per second (10)")
+    parser.add_argument("--seed", type=int, default=1)
+    chosen = parser.parse_args()
+    asyncio.run(compare(chosen.requests, chosen.seed, chosen.speed))
+
+
+if __name__ == "__main__":
+    main()
