@@ -219,7 +219,7 @@ async def balancer(urls: Sequence[str], policy: str, slots: int) -> AsyncIterato
             async for line in lines:
                 found = [word for word in line.split() if word.startswith("http://127.0.0.1:")]
                 if found:
-                    yield found[0]
+                    yield found[0].rstrip(".,")
                     return
 
 

@@ -8,7 +8,7 @@ import pytest
 from balancer.core.decision import Decision
 from balancer.core.names import ModelName, canonical_name
 from balancer.core.ticket import InstanceId, Ticket
-from balancer.scheduling import scheduler as scheduling
+from balancer.scheduling.scheduler import Scheduler
 from balancer.scheduling.strategies import Terms
 from balancer.simulator.virtual.clairvoyant import HORIZON_SECONDS, Clairvoyant, Outlook
 from tests.unit.unit_support import FakeFleet, ticket, view
@@ -98,13 +98,12 @@ def test_what_nobody_asks_for_before_the_horizon_costs_nothing(arrivals: tuple[f
     assert terms(Outlook(unloads=((X, 50.0),)), {X: arrivals})["loads_to_come"] == 0.0
 
 
-def test_a_scheduler_can_decide_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scheduler_can_decide_by_it() -> None:
     oracle = HandMade({"a": Outlook(slot_seconds=2.0), "b": Outlook(), "c": Outlook(slot_seconds=1.0)})
-    monkeypatch.setattr(scheduling, "STRATEGIES", {"clairvoyant": lambda _random: Clairvoyant(oracle)})
+    shelf = {"clairvoyant": lambda _random: Clairvoyant(oracle)}
     fleet = FakeFleet([view("a"), view("b", free=False), view("c")])
 
-    decision: Decision = scheduling.Scheduler(fleet, strategy="clairvoyant", random=Random(1)).decide(
-        ticket(), 1001.0
-    )
+    scheduler = Scheduler(fleet, strategy="clairvoyant", random=Random(1), shelf=shelf)
+    decision: Decision = scheduler.decide(ticket(), 1001.0)
 
     assert decision.picked == "c"
