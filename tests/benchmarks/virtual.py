@@ -84,7 +84,7 @@ def one_model(requests: int, seed: int, speed: float) -> World:
         rates=(rates, rates.scaled(3.0)),
         slots=2,
         resident=1,
-        asked=drawn(requests, seed, models=("m:8b",), per_second=0.4, prompt=6.0, answer=60),
+        asked=drawn(requests, seed, models=("m:8b",), per_second=0.25, prompt=6.0, answer=60),
         speed=speed,
     )
 
@@ -102,7 +102,7 @@ def two_models(requests: int, seed: int, speed: float) -> World:
         rates=(rates, rates),
         slots=2,
         resident=1,
-        asked=drawn(requests, seed, models=("a:8b", "a:8b", "b:8b"), per_second=0.3, prompt=6.0, answer=60),
+        asked=drawn(requests, seed, models=("a:8b", "a:8b", "b:8b"), per_second=0.15, prompt=6.0, answer=60),
         speed=speed,
     )
 
