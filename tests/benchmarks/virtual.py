@@ -67,6 +67,16 @@ class World:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What came of a request: seconds of the instances' time, and the counters of the last record."""
+
+    ttft: float
+    total: float
+    prompt: int
+    answer: int
+
+
+@dataclass(frozen=True)
 class Figures:
     """Medians over the requests of one policy, seconds."""
 
@@ -160,14 +170,16 @@ def in_virtual_time(world: World, policy: str) -> Figures:
     return Figures(median(columns["ttft_seconds"]), median(columns["total_seconds"]))
 
 
-async def over_http(world: World, policy: str, urls: Sequence[str]) -> Figures:
-    """What clients of a real balancer in front of these instances see."""
+def medians(answers: Sequence[Answer]) -> Figures:
+    """Of a whole run."""
+    return Figures(median(each.ttft for each in answers), median(each.total for each in answers))
+
+
+async def over_http(world: World, policy: str, urls: Sequence[str]) -> list[Answer]:
+    """What clients of a real balancer in front of these instances see, in the order in which they ask."""
     async with balancer(urls, policy, world.slots) as url, aiohttp.ClientSession() as session:
         clients = Clients(session, url, world.speed, time.monotonic())
-        results = await asyncio.gather(
-            *(clients.ask(each, number) for number, each in enumerate(world.asked))
-        )
-    return Figures(median(ttft for ttft, _ in results), median(total for _, total in results))
+        return await asyncio.gather(*(clients.ask(each, number) for number, each in enumerate(world.asked)))
 
 
 @dataclass(frozen=True)
@@ -179,8 +191,8 @@ class Clients:
     speed: float
     began_at: float
 
-    async def ask(self, asked: Asked, number: int) -> tuple[float, float]:
-        """Time to the first record and to the last, in the instances' seconds."""
+    async def ask(self, asked: Asked, number: int) -> Answer:
+        """One request at its time. Raises RuntimeError for an error record."""
         await asyncio.sleep(max(0.0, self.began_at + asked.at / self.speed - time.monotonic()))
         words = "".join(f" {(number * 7919 + word) % 99991:05d}" for word in range(asked.prompt))
         body = {
@@ -189,15 +201,21 @@ class Clients:
             "raw": True,
             "options": {"simulated_tokens": asked.answer, "num_predict": asked.answer, "temperature": 0},
         }
-        sent_at, first = time.monotonic(), 0.0
+        sent_at, first, last = time.monotonic(), 0.0, b""
         post = self.session.post(f"{self.url}/api/generate", json=body, timeout=aiohttp.ClientTimeout())
         async with post as answer:
             answer.raise_for_status()
             async for line in answer.content:
-                first = first or time.monotonic()
-                if json.loads(line).get("error"):
-                    raise RuntimeError(line.decode())
-        return (first - sent_at) * self.speed, (time.monotonic() - sent_at) * self.speed
+                first, last = first or time.monotonic(), line
+        told = json.loads(last)
+        if "error" in told:
+            raise RuntimeError(told["error"])
+        return Answer(
+            ttft=(first - sent_at) * self.speed,
+            total=(time.monotonic() - sent_at) * self.speed,
+            prompt=told.get("prompt_eval_count", asked.prompt),
+            answer=told.get("eval_count", asked.answer),
+        )
 
 
 @contextlib.asynccontextmanager
@@ -304,7 +322,7 @@ async def compare(requests: int, seed: int, speed: float) -> None:
         figures = {}
         for policy in POLICIES:
             async with simulated(world) as urls:
-                real = await over_http(world, policy, urls)
+                real = medians(await over_http(world, policy, urls))
             figures[policy] = await asyncio.to_thread(in_virtual_time, world, policy), real
         print(told(name, figures), flush=True)
 

@@ -1,0 +1,135 @@
+"""`OLLAMA_BINARY=… python -m tests.benchmarks.virtual_ollama A.gguf B.gguf`: virtual time, and real Ollamas.
+
+Two processes with one slot and one thread each, and two models of which each has room for one. Rates and load
+times are measured on an idle process first; tokens are those that Ollama counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import hashlib
+import os
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+import httpx
+
+from balancer.simulator.service_model import ServiceRates
+from tests.benchmarks.virtual import World, drawn, in_virtual_time, medians, over_http, process, told
+
+POLICIES = ("least_connections", "round_robin", "least_connections@immediate", "random@immediate")
+_NAMES = ("a:latest", "b:latest")
+_CONTEXT = 2048
+
+
+@contextlib.asynccontextmanager
+async def ollama(models: Mapping[str, bytes]) -> AsyncIterator[str]:
+    """One process with these models in a store of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": folder,
+            "OLLAMA_HOST": address,
+            "OLLAMA_MODELS": f"{folder}/models",
+            "OLLAMA_NUM_PARALLEL": "1",
+            "OLLAMA_MAX_LOADED_MODELS": "1",
+            "OLLAMA_KEEP_ALIVE": "-1",
+            "OLLAMA_CONTEXT_LENGTH": str(_CONTEXT),
+        }
+        async with process((os.environ["OLLAMA_BINARY"], "serve"), environment), client(address) as asking:
+            for _ in range(200):
+                with contextlib.suppress(httpx.HTTPError):
+                    await asking.get("/api/version")
+                    break
+                await asyncio.sleep(0.05)
+            for name, content in models.items():
+                await create(asking, name, content)
+            yield f"http://{address}"
+
+
+def client(address: str) -> httpx.AsyncClient:
+    return httpx.AsyncClient(base_url=f"http://{address}", trust_env=False, timeout=120)
+
+
+async def create(asking: httpx.AsyncClient, name: str, content: bytes) -> None:
+    """Put a model into the store, with one thread for its runner."""
+    digest = f"sha256:{hashlib.sha256(content).hexdigest()}"
+    (await asking.post(f"/api/blobs/{digest}", content=content)).raise_for_status()
+    body = {"model": name, "files": {"model.gguf": digest}, "parameters": {"num_thread": 1}, "stream": False}
+    (await asking.post("/api/create", json=body)).raise_for_status()
+
+
+async def measured(url: str) -> ServiceRates:
+    """The rates of an idle process: medians of some loads, prompts and answers."""
+    loads, prefill, decode = [], [], []
+    async with client(url.removeprefix("http://")) as asking:
+        for turn in range(6):
+            name = _NAMES[turn % 2]
+            loaded = await asking.post("/api/generate", json={"model": name, "stream": False})
+            loads.append(loaded.json()["load_duration"] / 1e9)
+            words = "".join(f" {turn * 1000 + word:05d}" for word in range(150))
+            options = {"num_predict": 60, "temperature": 0}
+            body = {"model": name, "prompt": words, "raw": True, "stream": False, "options": options}
+            counted = (await asking.post("/api/generate", json=body)).json()
+            prefill.append(counted["prompt_eval_count"] / counted["prompt_eval_duration"] * 1e9)
+            decode.append(counted["eval_count"] / counted["eval_duration"] * 1e9)
+    return ServiceRates(
+        prefill_tokens_per_second=median(prefill),
+        decode_tokens_per_second=median(decode),
+        load_base_seconds=median(loads),
+        load_bytes_per_second=1e15,
+    )
+
+
+async def compare(models: Mapping[str, bytes], requests: int, seed: int, per_second: float) -> None:
+    """Every policy, each in front of new processes."""
+    figures = {}
+    asked = drawn(requests, seed, models=_NAMES, per_second=per_second, prompt=3.5, answer=60)
+    asked = [replace(each, prompt=min(each.prompt, _CONTEXT // 8)) for each in asked]
+    for policy in POLICIES:
+        async with ollama(models) as one, ollama(models) as two:
+            rates = await measured(one)
+            world = World(
+                models={name: len(each) for name, each in models.items()},
+                rates=(rates, rates),
+                slots=1,
+                resident=1,
+                asked=asked,
+            )
+            answers = await over_http(world, policy, (one, two))
+        counted = [
+            replace(each, prompt=answer.prompt, answer=max(answer.answer, 1))
+            for each, answer in zip(asked, answers, strict=True)
+        ]
+        virtual = await asyncio.to_thread(in_virtual_time, replace(world, asked=counted), policy)
+        figures[policy] = virtual, medians(answers)
+        print(
+            f"{policy}: prompts {rates.prefill_tokens_per_second:.0f}, "
+            f"answers {rates.decode_tokens_per_second:.0f} tokens/s, "
+            f"a load {rates.load_base_seconds:.2f} s",
+            flush=True,
+        )
+    print(told("two real Ollamas, two models, room for one each", figures))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.virtual_ollama", description=__doc__)
+    parser.add_argument("files", type=Path, nargs=2, metavar="GGUF")
+    parser.add_argument("--requests", type=int, default=60, help="of each run (60)")
+    parser.add_argument("--rate", type=float, default=0.5, help="requests per second (0.5)")
+    parser.add_argument("--seed", type=int, default=1)
+    chosen = parser.parse_args()
+    models = {name: file.read_bytes() for name, file in zip(_NAMES, chosen.files, strict=True)}
+    asyncio.run(compare(models, chosen.requests, chosen.seed, chosen.rate))
+
+
+if __name__ == "__main__":
+    main()
