@@ -38,7 +38,8 @@ from balancer.simulator.virtual.hardware import InstanceShape
 from balancer.simulator.virtual.run import serve
 from balancer.simulator.virtual.work import Session, Turn
 
-POLICIES = ("least_connections", "round_robin", "random@immediate", "round_robin@immediate")
+POLICIES = ("least_connections", "round_robin", "round_robin@immediate")
+"""None that leaves anything to chance, which would be another sample each time."""
 _GIB = 1 << 30
 _MANY_SLOTS = 1000
 _START_SECONDS = 60.0

@@ -23,7 +23,7 @@ import httpx
 from balancer.simulator.service_model import ServiceRates
 from tests.benchmarks.virtual import World, drawn, in_virtual_time, medians, over_http, process, told
 
-POLICIES = ("least_connections", "round_robin", "least_connections@immediate", "random@immediate")
+POLICIES = ("least_connections", "least_connections@immediate", "round_robin@immediate")
 _NAMES = ("a:latest", "b:latest")
 _CONTEXT = 2048
 

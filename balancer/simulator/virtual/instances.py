@@ -5,7 +5,7 @@ It answers what the balancer asks of an instance: for its lists, for loads and u
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from random import Random
 from typing import Any
 
@@ -111,15 +111,23 @@ class VirtualInstance:
         known = self._works.get(model)
         return known[1] if known is not None and known[0] is self.runner(model) else None
 
-    async def answer(self, model: str, prompt: Prompt, answer: Segment, num_ctx: int | None) -> Served:
-        """Answer a prompt with so many tokens as the answer's segment has; with none, embed it.
+    async def answer(
+        self,
+        model: str,
+        prompt: Prompt,
+        answer: Segment,
+        num_ctx: int | None,
+        begun: Callable[[Job], None] = lambda _job: None,
+    ) -> Served:
+        """Answer a prompt with so many tokens as the answer's segment has; with none, embed it. `begun` is
+        told of its job once it has a slot.
 
         Raises:
             ConnectFailed: no process is there.
             ConnectionLost: it ended, or was given up, before the answer was whole.
             BadResponse: it refuses.
         """
-        with self._call() as call:
+        with self._call(begun) as call:
             scheduler = self._scheduler
             demand = Demand(
                 model=self.models[model], options=self._options_of(model, num_ctx), keep_alive=None
@@ -148,6 +156,7 @@ class VirtualInstance:
             # A copy keeps the runner busy for as long as the evaluation of so many tokens.
             tokens += cached / work.rates.restore_tokens_per_second * work.rates.prefill_tokens_per_second
         call.job = job = self.device.begin(work, tokens, answer[1], 1 / self._off(self._noise.work))
+        call.begun(job)
         try:
             await job.done
         except asyncio.CancelledError:
@@ -232,10 +241,10 @@ class VirtualInstance:
         calls = (each for each in self._calls if each.task is task)
         return any(each.job is None or not each.job.first_byte_at <= now for each in calls)
 
-    def _call(self) -> "_Call":
+    def _call(self, begun: Callable[[Job], None] = lambda _job: None) -> "_Call":
         if self._down:
             raise ConnectFailed("connection refused", refused=True)
-        return _Call(self._calls)
+        return _Call(self._calls, begun)
 
     def _end(self, calls: "Iterable[_Call]") -> None:
         for call in tuple(calls):
@@ -339,11 +348,12 @@ class _Call:
     """Something that somebody waits for here. One that is taken out of `calls` before it is cancelled has
     lost its connection; any other cancel is the caller's own."""
 
-    def __init__(self, calls: "dict[_Call, None]") -> None:
+    def __init__(self, calls: "dict[_Call, None]", begun: Callable[[Job], None]) -> None:
         task = asyncio.current_task()
         assert task is not None
         self.task: asyncio.Task[Any] = task
         self.job: Job | None = None
+        self.begun = begun
         self._calls = calls
 
     def __enter__(self) -> "_Call":

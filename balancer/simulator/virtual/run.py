@@ -25,6 +25,7 @@ from balancer.overdue import Overdue
 from balancer.scheduling.strategies import STRATEGIES, Strategy
 from balancer.settings.scenario import Scenario
 from balancer.simulator.virtual.clairvoyant import HORIZON_SECONDS
+from balancer.simulator.virtual.execution import Job
 from balancer.simulator.virtual.fleet import IMMEDIATE, VirtualFleet
 from balancer.simulator.virtual.hardware import InstanceShape, instances_of
 from balancer.simulator.virtual.instances import AnswerCut, Prompt, Served
@@ -37,8 +38,6 @@ from balancer.simulator.virtual.workload import faults, sessions
 
 _SILENCE_SECONDS = 2.0
 _OK = LeaseOutcome(verdict=Verdict.SUCCESS, kind="ok")
-_LEFT = LeaseOutcome(verdict=Verdict.NEUTRAL, kind="cancelled", in_prefill=True)
-
 
 _SHELF: Mapping[str, Callable[[Random], Strategy] | None] = {**STRATEGIES, **RIVALS, "clairvoyant": None}
 
@@ -283,15 +282,22 @@ class _Run:
         task = asyncio.current_task()
         assert task is not None
         self._silent.begin(task)
+        job: Job | None = None
+
+        def begun(its: Job) -> None:
+            nonlocal job
+            job = its
+
         try:
-            served = await instance.answer(
-                model, prompt, answer, num_ctx if isinstance(num_ctx, int) else None
-            )
+            context = num_ctx if isinstance(num_ctx, int) else None
+            served = await instance.answer(model, prompt, answer, context, begun)
         except InstanceError as error:
             self._failed(lease, error)
             raise
         except BaseException:
-            self._dispatcher.release(lease, _LEFT)
+            in_prefill = job is None or not job.first_byte_at <= self._loop.time()
+            left = LeaseOutcome(verdict=Verdict.NEUTRAL, kind="cancelled", in_prefill=in_prefill)
+            self._dispatcher.release(lease, left)
             raise
         finally:
             self._silent.end(task)
