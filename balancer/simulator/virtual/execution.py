@@ -161,8 +161,8 @@ class Device:
             self._rate(job.work, self.sharing)
             job.first_byte_at = self._at + 1 / (job.work.decode_rate * job.pace)
             return
-        if job.prefilling:
-            job.first_byte_at = self._at
+        # The first token's time was that of the step as it began; nothing is later than the end.
+        job.first_byte_at = self._at if job.prefilling else min(job.first_byte_at, self._at)
         self._leave(job)
         if job.then is not None:
             job.then()
