@@ -1,6 +1,7 @@
 """What `balancer simulate` prints for people: how each strategy did, and how it compares with the first."""
 
 from collections.abc import Iterator
+from statistics import median
 
 from balancer.commands.tables import table
 from balancer.simulator.virtual.comparison import FIGURES, UTILISATION, Figure
@@ -80,8 +81,18 @@ def _notes(found: CaseFindings) -> Iterator[str]:
         for label, figure in _COMPARED.items():
             if by[figure.key].without:
                 yield f"note: {strategy} and the baseline have no {label} in {by[figure.key].without} seeds"
+    yield from _floor(found)
     for strategy, each in found.of_clairvoyant.items():
         yield f"note: {strategy} has {with_interval(each)} of the clairvoyant's goodput"
+
+
+def _floor(found: CaseFindings) -> Iterator[str]:
+    """What nothing can go below; medians over the seeds."""
+    floors = [each.floor_ttft_seconds for each in found.runs[found.baseline] if each.floor_ttft_seconds]
+    if floors:
+        p50 = quantity(median(each.p50 for each in floors), FIGURES["ttft_p50"])
+        p99 = quantity(median(each.p99 for each in floors), FIGURES["ttft_p99"])
+        yield f"note: the floor of TTFT, alone with an infinite cache, is {p50} (p50) and {p99} (p99)"
 
 
 def _fleets(name: str, found: FleetFindings) -> Iterator[str]:

@@ -4,10 +4,11 @@ The rates are nominal: rough figures for sizing, which a scenario can replace by
 looked up by its name in the capability table.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from balancer.core.names import canonical_name
 from balancer.core.ticket import InstanceId
 from balancer.provisioning.capabilities import capability_of
 from balancer.settings.scenario import Scenario, ScenarioDevice, ScenarioModel
@@ -58,6 +59,16 @@ def instances_of(scenario: Scenario) -> tuple[InstanceShape, ...]:
             )
         number += group.count
     return tuple(shapes)
+
+
+def best_rates(scenario: Scenario) -> Mapping[str, Sequence[ServiceRates]]:
+    """By canonical name, how fast each model can be on each device where all that varies is at its best."""
+    best = (1 - scenario.noise.rates) * (1 - scenario.noise.work)
+    by_device = {shape.device: shape.rates for shape in instances_of(scenario)}
+    return {
+        canonical_name(model.name): [rates[model.name].scaled(best) for rates in by_device.values()]
+        for model in scenario.models
+    }
 
 
 def instance_count(scenario: Scenario) -> int:

@@ -14,6 +14,7 @@ from multiprocessing.process import BaseProcess
 import msgspec
 
 from balancer.settings.scenario import Scenario
+from balancer.simulator.virtual.hardware import best_rates
 from balancer.simulator.virtual.run import run
 from balancer.simulator.virtual.statistics import Summary, summarize, terciles_of
 from balancer.simulator.virtual.work import Session
@@ -137,6 +138,7 @@ def _summary_of(task: Task, report: Callable[[int], None]) -> tuple[Summary, flo
         made.facts,
         task.scenario.objectives,
         prompt_terciles=_terciles(task.scenario, task.seed),
+        best_rates=best_rates(task.scenario),
     )
     return summary, made.facts.cpu_seconds
 

@@ -6,11 +6,13 @@ wherever it is written down.
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
 from balancer.settings.scenario import ScenarioObjectives
+from balancer.simulator.service_model import ServiceRates
+from balancer.simulator.virtual.bounds import floor
 from balancer.simulator.virtual.fairness import fairness
 from balancer.simulator.virtual.outcomes import PRIORITIES, Outcome, Outcomes, RunFacts
 
@@ -50,7 +52,9 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     `embed_seconds` of the others. `ttft_curve` has the percentiles of `CURVE_PER_MILLE`. Goodput by prompt
     length is that of generating requests. `wasted_load_seconds` are of loads that no request used;
     `hits_of_shared` and `hits_of_prompt` are cached tokens over those that an infinite cache would have held,
-    and over all of the prompts; `utilisation` is the share of time in which a device worked, over devices."""
+    and over all of the prompts; `utilisation` is the share of time in which a device worked, over devices.
+    `floor_ttft_seconds` are what the same requests could not go below (see `bounds`), None where no rates
+    were given."""
 
     strategy: str
     seed: int
@@ -78,6 +82,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     decisions: int
     events: int
     slots_out: int
+    floor_ttft_seconds: Spread | None = None
 
     @property
     def answered_share(self) -> float:
@@ -138,10 +143,12 @@ def summarize(
     objectives: ScenarioObjectives,
     *,
     prompt_terciles: tuple[int, int] | None = None,
+    best_rates: Mapping[str, Sequence[ServiceRates]] | None = None,
 ) -> Summary:
-    """The figures of a run. Without `prompt_terciles` they are those of its own generating requests, which
-    may differ between strategies where clients behave differently; give those of the workload to compare.
-    Takes some 5 s for 1,000,000 rows."""
+    """The figures of a run, and with the `best_rates` of its models on each device its floor. Without
+    `prompt_terciles` they are those of its own generating requests, which may differ between strategies
+    where clients behave differently; give those of the workload to compare. Takes some 5 s for 1,000,000
+    rows."""
     terciles = prompt_terciles or terciles_of(_prompts(outcomes))
     seen = _Seen()
     seen.read(outcomes, objectives, terciles)
@@ -183,6 +190,7 @@ def summarize(
         decisions=facts.decisions,
         events=facts.events,
         slots_out=facts.slots_out,
+        floor_ttft_seconds=_floor(outcomes, best_rates) if best_rates is not None else None,
     )
 
 
@@ -209,6 +217,12 @@ def percentile(ordered: Sequence[float], per_mille: int) -> float:
 def ratio(part: float, whole: float) -> float:
     """NaN where there is no whole."""
     return part / whole if whole else math.nan
+
+
+def _floor(outcomes: Outcomes, rates: Mapping[str, Sequence[ServiceRates]]) -> Spread:
+    """Of answered requests that generate."""
+    floors = zip(floor(outcomes, rates).ttft_seconds, outcomes.columns["embeds"], strict=True)
+    return spread_of(each for each, embeds in floors if not embeds and not math.isnan(each))
 
 
 def _goodput(requests: int, good: int, seconds: float) -> Goodput:
