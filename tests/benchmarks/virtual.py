@@ -101,21 +101,21 @@ def one_model(requests: int, seed: int, speed: float) -> World:
     )
 
 
-def two_models(requests: int, seed: int, speed: float) -> World:
-    """Two equal instances with room for one of two models each."""
+def two_models(requests: int, seed: int) -> World:
+    """Two equal instances with room for one of two models each. At the speed of the wall: how long the
+    balancer waits for what when a model has to be loaded is told in its own seconds."""
     rates = ServiceRates(
-        prefill_tokens_per_second=1500.0,
-        decode_tokens_per_second=40.0,
+        prefill_tokens_per_second=4000.0,
+        decode_tokens_per_second=150.0,
         parallel_slowdown=0.1,
-        load_bytes_per_second=1e9,
+        load_bytes_per_second=3e9,
     )
     return World(
         models={"a:8b": 3 * _GIB, "b:8b": 3 * _GIB},
         rates=(rates, rates),
         slots=2,
         resident=1,
-        asked=drawn(requests, seed, models=("a:8b", "a:8b", "b:8b"), per_second=0.15, prompt=6.0, answer=60),
-        speed=speed,
+        asked=drawn(requests, seed, models=("a:8b", "a:8b", "b:8b"), per_second=0.6, prompt=6.0, answer=60),
     )
 
 
@@ -319,7 +319,7 @@ async def compare(requests: int, seed: int, speed: float) -> None:
     """Both worlds, every policy."""
     for name, world in (
         ("one model, unequal instances", one_model(requests, seed, speed)),
-        ("two models, room for one each", two_models(requests, seed, speed)),
+        ("two models, room for one each", two_models(requests, seed)),
     ):
         figures = {}
         for policy in POLICIES:

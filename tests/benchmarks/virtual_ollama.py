@@ -13,6 +13,7 @@ import hashlib
 import os
 import socket
 import tempfile
+import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -73,8 +74,9 @@ async def measured(url: str) -> ServiceRates:
     async with client(url.removeprefix("http://")) as asking:
         for turn in range(6):
             name = _NAMES[turn % 2]
-            loaded = await asking.post("/api/generate", json={"model": name, "stream": False})
-            loads.append(loaded.json()["load_duration"] / 1e9)
+            began_at = time.monotonic()
+            (await asking.post("/api/generate", json={"model": name})).raise_for_status()
+            loads.append(time.monotonic() - began_at)
             words = "".join(f" {turn * 1000 + word:05d}" for word in range(150))
             options = {"num_predict": 60, "temperature": 0}
             body = {"model": name, "prompt": words, "raw": True, "stream": False, "options": options}
