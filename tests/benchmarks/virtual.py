@@ -207,8 +207,10 @@ class Clients:
         post = self.session.post(f"{self.url}/api/generate", json=body, timeout=aiohttp.ClientTimeout())
         async with post as answer:
             answer.raise_for_status()
-            async for line in answer.content:
-                first, last = first or time.monotonic(), line
+            # A model of random weights may end an answer without its last record, which cuts the stream.
+            with contextlib.suppress(aiohttp.ClientPayloadError):
+                async for line in answer.content:
+                    first, last = first or time.monotonic(), line
         told = json.loads(last)
         if "error" in told:
             raise RuntimeError(told["error"])
