@@ -42,31 +42,41 @@ def waits(asked: list[tuple[float, int, int]], *, slots: int, instances: int = 1
     return [each.queued_seconds for each in rows(run.outcomes)]
 
 
-@pytest.mark.parametrize(("slots", "instances"), [(1, 1), (4, 1), (2, 3)])
-def test_every_single_wait_is_that_of_servers_behind_one_line(slots: int, instances: int) -> None:
-    asked = list(arrivals(7, 3000, 0.9 * slots * instances, "lognormal"))
-
-    free_at = [0.0] * (slots * instances)
-    expected = []
+def behind_one_line(asked: list[tuple[float, int, int]], servers: int) -> list[float]:
+    """The same waits by recursion: whoever is first in line takes the server that is free first."""
+    free_at = [0.0] * servers
+    waited = []
     for at, _, tokens in asked:
         begins = max(at, free_at[0])
         heapreplace(free_at, begins + tokens / TOKENS)
-        expected.append(begins - at)
+        waited.append(begins - at)
+    return waited
+
+
+@pytest.mark.parametrize(
+    ("slots", "instances", "service"),
+    [(1, 1, "lognormal"), (2, 2, "exponential"), (4, 1, "lognormal"), (2, 3, "lognormal")],
+)
+def test_every_single_wait_is_that_of_servers_behind_one_line(
+    slots: int, instances: int, service: str
+) -> None:
+    asked = list(arrivals(7, 4000, 0.9 * slots * instances, service))
+
+    expected = behind_one_line(asked, slots * instances)
 
     assert max(expected) > 3
     assert waits(asked, slots=slots, instances=instances) == pytest.approx(expected, abs=1e-3)
 
 
-def test_mean_wait_of_four_slots_is_erlangs() -> None:
-    asked = list(arrivals(3, 100_000, 0.5 * 4, "exponential"))
-
-    expected = mmk_wait_seconds(arrivals_per_second=2.0, service_seconds=1.0, servers=4)
-    assert fmean(waits(asked, slots=2, instances=2)) == pytest.approx(expected, rel=0.03)
-
-
-def test_mean_wait_of_one_slot_is_pollaczeks_and_khinchines() -> None:
-    asked = list(arrivals(5, 100_000, 0.5, "lognormal"))
-
+def test_servers_behind_one_line_wait_as_long_as_theory_says() -> None:
+    """In the mean of so many requests that chance is small: what equals the recursion equals the theory."""
+    four = behind_one_line(list(arrivals(1, 1_000_000, 0.5 * 4, "exponential")), 4)
+    assert fmean(four) == pytest.approx(
+        mmk_wait_seconds(arrivals_per_second=2.0, service_seconds=1.0, servers=4), rel=0.03
+    )
+    one = behind_one_line(list(arrivals(1, 1_000_000, 0.5, "lognormal")), 1)
     squared_variation = e - 1  # of a lognormal with sigma 1
-    expected = mg1_wait_seconds(arrivals_per_second=0.5, service_seconds=1.0, service_scv=squared_variation)
-    assert fmean(waits(asked, slots=1)) == pytest.approx(expected, rel=0.03)
+    assert fmean(one) == pytest.approx(
+        mg1_wait_seconds(arrivals_per_second=0.5, service_seconds=1.0, service_scv=squared_variation),
+        rel=0.03,
+    )
