@@ -136,7 +136,7 @@ class Device:
 
     def _settle(self) -> None:
         """Move on what is over, give each its rate, and wait for what ends first."""
-        for job in [each for each in self._jobs if each.left <= _ALMOST_NOTHING and not each.work.frozen]:
+        for job in [each for each in self._jobs if self._is_over(each)]:
             self._go_on(job)
         self._share()
         due = min((job.ends for job in self._jobs), default=float("inf"))
@@ -150,6 +150,11 @@ class Device:
         self._timer = None
         self._advance()
         self._settle()
+
+    def _is_over(self, job: Job) -> bool:
+        """Late in a long run a clock's step is more than a little work of a fast device takes, so what was
+        due by now counts as done, or it would never be."""
+        return not job.work.frozen and (job.left <= _ALMOST_NOTHING or job.ends <= self._at)
 
     def _go_on(self, job: Job) -> None:
         """Its prompt is evaluated, or its answer is made."""
