@@ -5,7 +5,8 @@ import pytest
 from balancer.simulator.service_model import ServiceRates
 from balancer.simulator.virtual.outcomes import Outcome
 from balancer.simulator.virtual.run import serve
-from tests.simulation.virtual_support import rows, scenario, shapes, single_turns
+from balancer.simulator.virtual.work import Fault, FaultKind
+from tests.simulation.virtual_support import GIB, rows, scenario, shapes, single_turns
 
 STRATEGY = "least_connections"
 
@@ -18,3 +19,67 @@ def test_work_ends_that_takes_less_than_a_step_of_the_clock(late: float) -> None
     run = serve(scenario(), shapes(0, rates=rates), single_turns(asked), strategy=STRATEGY, seed=1)
 
     assert [each.outcome for each in rows(run.outcomes)] == [Outcome.OK] * 100
+
+
+def kill(at: float, seconds: float, instance: int = 0) -> Fault:
+    return Fault(FaultKind.KILL, at=at, instance=instance, seconds=seconds)
+
+
+def test_a_dead_process_holds_no_memory() -> None:
+    """Two processes share a device; what one loads after the other has died fits beside nothing."""
+    models = {"a:8b": 12 * GIB, "b:8b": 12 * GIB}
+    asked = [
+        *single_turns([(0.0, 100, 10)], model="a:8b"),
+        *single_turns([(20.0, 1000, 100)], model="b:8b"),
+    ]
+
+    run = serve(
+        scenario(models=models, warm=False, slots_known=False, slots=1),
+        shapes(0, 0, models=models),
+        asked,
+        [kill(10.0, 1000.0, instance=1)],
+        strategy=STRATEGY,
+        seed=1,
+    )
+
+    first, second = rows(run.outcomes)
+    assert (first.instance, second.instance) == (1, 0), "or the test shows nothing"
+    assert second.total_seconds - second.queued_seconds == pytest.approx(2.0)
+
+
+def test_what_died_with_its_process_is_not_unloaded_later() -> None:
+    run = serve(
+        scenario(keep_alive_seconds=30),
+        shapes(0),
+        single_turns([(1.0, 100, 10), (5.0, 100, 400), (60.0, 100, 10)]),
+        [kill(6.0, 10.0)],
+        strategy=STRATEGY,
+        seed=1,
+    )
+
+    assert [each.outcome for each in rows(run.outcomes)] == [Outcome.OK, Outcome.FAILED, Outcome.OK]
+    assert (run.facts.loads, run.facts.evictions) == (1, 0)
+
+
+def test_a_fault_lasts_as_long_as_the_last_of_those_that_overlap() -> None:
+    hang = [Fault(FaultKind.HANG, at=at, instance=0, seconds=3.0) for at in (1.0, 2.0)]
+
+    run = serve(scenario(), shapes(0), single_turns([(1.5, 100, 10)]), hang, strategy=STRATEGY, seed=1)
+
+    (only,) = rows(run.outcomes)
+    assert only.arrived_at + only.total_seconds == pytest.approx(5.2)
+
+
+def test_a_load_that_was_asked_of_a_stopped_process_is_given_up_with_it() -> None:
+    """Else its instance loads nothing more until the longest time for a load is over."""
+    models = {"a:8b": 4 * GIB, "b:8b": 4 * GIB}
+    asked = [*single_turns([(10.0, 100, 10)], model="a:8b"), *single_turns([(120.0, 100, 10)], model="b:8b")]
+    hang = [Fault(FaultKind.HANG, at=9.0, instance=0, seconds=60.0)]
+
+    run = serve(
+        scenario(models=models, warm=False), shapes(0, models=models), asked, hang, strategy=STRATEGY, seed=1
+    )
+
+    last = rows(run.outcomes)[-1]
+    assert last.outcome == Outcome.OK
+    assert last.total_seconds < 10

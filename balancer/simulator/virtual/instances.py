@@ -84,7 +84,8 @@ class VirtualInstance:
         self.last_load: dict[str, tuple[float, float]] = {}
         """When the newest load of each model began, and when it ended."""
         self._down = False
-        self._hung = False
+        self._thawed = asyncio.Event()
+        self._thawed.set()
         self._begin_life()
 
     @property
@@ -170,10 +171,8 @@ class VirtualInstance:
 
     async def ask(self, path: str, body: Mapping[str, object]) -> tuple[int, Mapping[str, object]]:
         """What a control path answers, with its status. Raises ConnectFailed, ConnectionLost."""
-        if self._down:
-            raise ConnectFailed("connection refused", refused=True)
-        if self._hung:
-            await asyncio.get_running_loop().create_future()
+        with self._call():
+            await self._thawed.wait()
         match path:
             case "/api/version":
                 return 200, {"version": VERSION}
@@ -203,22 +202,26 @@ class VirtualInstance:
         return self._scheduler.has_room(demand)
 
     def kill(self) -> None:
-        """The process ends: whoever waits for it loses the connection."""
+        """The process ends: whoever waits for it loses the connection, and nothing of it is in memory."""
         self._down = True
         self._scheduling.cancel()
         for job in [each for each in self.device.jobs if each.work in self._own_works()]:
             self.device.drop(job)
+        for runner in self._scheduler.runners:
+            runner.unloaded.set()
         self._end(self._calls)
+        self._begin_life()
 
     def revive(self) -> None:
         """A new process answers, with nothing in memory."""
-        if self._down:
-            self._down = False
-            self._begin_life()
+        self._down = False
 
     def freeze(self, *, frozen: bool) -> None:
         """Stop the process where it is, or let it go on."""
-        self._hung = frozen
+        if frozen:
+            self._thawed.clear()
+        else:
+            self._thawed.set()
         for work in self._own_works():
             work.frozen = frozen
         self.device.changed()
@@ -283,7 +286,7 @@ class VirtualInstance:
         known = self._works.get(model)
         if known is None or known[0] is not runner:
             known = self._works[model] = (runner, Work(self._rates_of(runner, model)))
-            known[1].frozen = self._hung
+            known[1].frozen = not self._thawed.is_set()
         return known[1]
 
     def _rates_of(self, runner: Runner, model: str) -> ServiceRates:
@@ -314,7 +317,8 @@ class VirtualInstance:
             runner = self.runner(model)
             if runner is not None:
                 self._scheduler.unload_when_idle(runner)
-                await runner.unloaded.wait()
+                with self._call():
+                    await runner.unloaded.wait()
             return 200, {"done": True}
         if path == "/api/generate" and self.models[model].weights.is_embedding:
             return 400, {"error": f'"{model}" does not support generate'}

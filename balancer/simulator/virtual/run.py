@@ -8,7 +8,7 @@ meet the same requests.
 
 import asyncio
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -125,6 +125,7 @@ class _Run:
         self._silent: Overdue[asyncio.Task[None]] = Overdue(_SILENCE_SECONDS, self._stays_silent)
         self._arrivals = count(1)
         self._records = Records(on_progress)
+        self._faults: Counter[tuple[int, FaultKind]] = Counter()
         self._live = 0
         self._all_begun = False
         self._ended = self._loop.create_future()
@@ -344,20 +345,34 @@ class _Run:
                 self._virtual.prober.look(name)
 
     def _strike(self, fault: Fault) -> None:
+        """Where faults of a kind overlap at an instance, they end with the last of them."""
+        self._faults[fault.instance, fault.kind] += 1
+        self._loop.call_later(fault.seconds, self._pass, fault)
         instance = self._virtual.instances[fault.instance]
         match fault.kind:
             case FaultKind.KILL:
                 instance.kill()
-                self._loop.call_later(fault.seconds, instance.revive)
             case FaultKind.HANG:
                 instance.freeze(frozen=True)
-                self._loop.call_later(fault.seconds, lambda: instance.freeze(frozen=False))
             case FaultKind.SLOW:
                 instance.slow_down(fault.factor)
-                self._loop.call_later(fault.seconds, instance.slow_down, 1.0)
             case FaultKind.LOADS_FAIL:
                 instance.loads_fail = True
-                self._loop.call_later(fault.seconds, setattr, instance, "loads_fail", False)
+
+    def _pass(self, fault: Fault) -> None:
+        self._faults[fault.instance, fault.kind] -= 1
+        if self._faults[fault.instance, fault.kind]:
+            return
+        instance = self._virtual.instances[fault.instance]
+        match fault.kind:
+            case FaultKind.KILL:
+                instance.revive()
+            case FaultKind.HANG:
+                instance.freeze(frozen=False)
+            case FaultKind.SLOW:
+                instance.slow_down(1.0)
+            case FaultKind.LOADS_FAIL:
+                instance.loads_fail = False
 
 
 def _marks(prompt: Prompt) -> tuple[tuple[int, int], ...]:
