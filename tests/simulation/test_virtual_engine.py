@@ -1,12 +1,14 @@
-"""What the engine in virtual time must not get wrong where clocks are coarse, processes die and clients leave."""
+"""What the engine must not get wrong: coarse clocks, processes that die or stop, clients that leave."""
 
 import pytest
 
+from balancer.core.ticket import Priority
+from balancer.fleet.instance import Instance
 from balancer.simulator.service_model import ServiceRates
 from balancer.simulator.virtual.outcomes import Outcome
 from balancer.simulator.virtual.run import serve
-from balancer.simulator.virtual.work import Fault, FaultKind
-from tests.simulation.virtual_support import GIB, rows, scenario, shapes, single_turns
+from balancer.simulator.virtual.work import Fault, FaultKind, Session, Turn
+from tests.simulation.virtual_support import GIB, MODEL, rows, scenario, shapes, single_turns
 
 STRATEGY = "least_connections"
 
@@ -83,3 +85,36 @@ def test_a_load_that_was_asked_of_a_stopped_process_is_given_up_with_it() -> Non
     last = rows(run.outcomes)[-1]
     assert last.outcome == Outcome.OK
     assert last.total_seconds < 10
+
+
+@pytest.mark.parametrize(
+    ("patience", "cached"),
+    [(3.5, 1000), (0.7, 400), (0.3, 0)],
+    ids=["while it answers", "in the prompt", "in the first batch"],
+)
+def test_what_was_evaluated_for_a_client_that_left_stays_cached(patience: float, cached: int) -> None:
+    """As `runner.SlotLease` leaves it, by whole segments and whole batches; a prompt of 1000 tokens."""
+    system, asked, more = (1, 400), (2, 600), (3, 500)
+    left = Turn((system, asked), 1000, patience_seconds=patience)
+    told = (
+        Session(1.0, "c", MODEL, Priority.NORMAL, 10, (left,)),
+        Session(30.0, "c", MODEL, Priority.NORMAL, 20, (Turn((system, asked, more), 10),)),
+    )
+
+    run = serve(scenario(), shapes(0), told, strategy=STRATEGY, seed=1)
+
+    first, second = rows(run.outcomes)
+    assert first.outcome == Outcome.CANCELLED
+    assert second.cached_tokens == cached
+
+
+def test_the_time_of_a_prompt_ends_where_the_first_token_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So do the simulated server's counters, and the balancer learns from them."""
+    told: list[tuple[int, float]] = []
+    monkeypatch.setattr(
+        Instance, "learn_prefill", lambda _self, _model, tokens, seconds: told.append((tokens, seconds))
+    )
+
+    serve(scenario(), shapes(0), single_turns([(1.0, 500, 10)]), strategy=STRATEGY, seed=1)
+
+    assert told == [(500, pytest.approx(0.5))]

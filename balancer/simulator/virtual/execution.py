@@ -5,6 +5,7 @@ ends first. The rates are those of the service model, which the simulated server
 """
 
 import asyncio
+import math
 from asyncio import AbstractEventLoop, Future, TimerHandle
 from collections.abc import Callable
 
@@ -47,6 +48,7 @@ class Job:
         "began_at",
         "done",
         "ends",
+        "evaluated_at",
         "first_byte_at",
         "left",
         "pace",
@@ -64,6 +66,7 @@ class Job:
         self.done: Future[None] = asyncio.get_running_loop().create_future()
         self.then: Callable[[], None] | None = None
         self.began_at = now
+        self.evaluated_at = float("nan")
         self.first_byte_at = float("nan")
         self.ends = float("inf")
 
@@ -105,17 +108,20 @@ class Device:
             self._leave(job)
             self._settle()
 
-    def cut(self, job: Job, then: Callable[[], None]) -> None:
+    def cut(self, job: Job, then: Callable[[], None]) -> int:
         """Let a job end that nobody waits for any more: it goes on to the end of its batch, and makes no
-        answer; `then` is called. Source: observed on Ollama 0.33 (a cancel is only seen between batches)."""
+        answer; `then` is called. Tells how many tokens of its prompt no whole batch has evaluated by now.
+        Source: observed on Ollama 0.33 (a cancel is only seen between batches)."""
         if job not in self._jobs:
             then()
-            return
+            return 0
         self._advance()
-        job.left = job.left % BATCH_TOKENS if job.prefilling else 0.0
+        left = max(job.left, 0.0) if job.prefilling else 0.0
+        job.left = left % BATCH_TOKENS
         job.answer_tokens = 0
         job.then = then
         self._settle()
+        return math.ceil(left / BATCH_TOKENS) * BATCH_TOKENS
 
     def changed(self) -> None:
         """Rates have changed, or a runner was frozen or thawed."""
@@ -158,6 +164,8 @@ class Device:
 
     def _go_on(self, job: Job) -> None:
         """Its prompt is evaluated, or its answer is made."""
+        if job.prefilling:
+            job.evaluated_at = self._at
         if job.prefilling and job.answer_tokens:
             job.prefilling = False
             job.work.prefilling -= 1

@@ -6,6 +6,7 @@ It answers what the balancer asks of an instance: for its lists, for loads and u
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate
 from random import Random
 from typing import Any
 
@@ -161,13 +162,17 @@ class VirtualInstance:
         try:
             await job.done
         except asyncio.CancelledError:
-            self.device.cut(job, then=runner.slots.release)
+            left = self.device.cut(job, then=runner.slots.release)
+            if answer[1]:
+                runner.cache.remember(_beginning(prompt, tokens_of(prompt) - left))
             raise
         runner.slots.release()
         if answer[1]:
             runner.cache.remember((*prompt, answer))
-        ended_at, first = self._clock.now(), job.first_byte_at
-        return Served(first, cached, first - job.began_at, ended_at - first)
+        evaluated_at = job.evaluated_at
+        return Served(
+            job.first_byte_at, cached, evaluated_at - job.began_at, self._clock.now() - evaluated_at
+        )
 
     async def ask(self, path: str, body: Mapping[str, object]) -> tuple[int, Mapping[str, object]]:
         """What a control path answers, with its status. Raises ConnectFailed, ConnectionLost."""
@@ -370,6 +375,12 @@ class _Call:
             self.task.uncancel()
             begun = self.job is not None and self.job.first_byte_at <= asyncio.get_running_loop().time()
             raise (AnswerCut if begun else ConnectionLost)("the instance went down") from None
+
+
+def _beginning(prompt: Prompt, tokens: int) -> Prompt:
+    """The segments that are whole within so many tokens."""
+    ends = accumulate(tokens for _, tokens in prompt)
+    return tuple(segment for segment, end in zip(prompt, ends, strict=True) if end <= tokens)
 
 
 def _row(model: Model) -> dict[str, object]:
