@@ -2,6 +2,7 @@
 3 something needed is missing."""
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from balancer.commands.bench import bench
 from balancer.commands.check import check
 from balancer.commands.demo import DEFAULT_INSTANCES, demo
 from balancer.commands.drain import drain, undrain
-from balancer.commands.exit_codes import DONE
+from balancer.commands.exit_codes import DONE, FAILED
 from balancer.commands.plan import parse_gpus, plan
 from balancer.commands.reload import reload
 from balancer.commands.restart import restart
@@ -48,10 +49,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         code = DONE
     except BrokenPipeError:
-        # Whoever read our output has enough of it; nothing may be written at exit either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read our output has enough of it.
+        _write_no_more()
         code = DONE
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(f"balancer: cannot write: {error.strerror}", file=sys.stderr)
+        _write_no_more()
+        code = FAILED
     sys.exit(code)
+
+
+def _write_no_more() -> None:
+    """Nothing may be written at exit either."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -60,17 +60,22 @@ def simulate(
         print(failure, file=sys.stderr)
     if not findings.cases:
         return FAILED
+    written = html is None or _written(html, findings)
     if as_json:
         print_json(as_data(findings))
     else:
         print(render(findings))
-    if html is not None:
-        try:
-            html.write_text(report(findings), "utf-8")
-        except OSError as error:
-            print(f"{html}: cannot be written ({error.strerror})", file=sys.stderr)
-            return FAILED
-    return FAILED if findings.failures else DONE
+    return FAILED if findings.failures or not written else DONE
+
+
+def _written(html: Path, findings: Findings) -> bool:
+    """Write the report, before anything is printed: what reads the output may fail or go."""
+    try:
+        html.write_text(report(findings), "utf-8")
+    except OSError as error:
+        print(f"{html}: cannot be written ({error.strerror})", file=sys.stderr)
+        return False
+    return True
 
 
 def parse_strategies(text: str) -> tuple[str, ...]:

@@ -117,4 +117,5 @@ def test_the_time_of_a_prompt_ends_where_the_first_token_begins(monkeypatch: pyt
 
     serve(scenario(), shapes(0), single_turns([(1.0, 500, 10)]), strategy=STRATEGY, seed=1)
 
-    assert told == [(500, pytest.approx(0.5))]
+    ((tokens, seconds),) = told
+    assert (tokens, seconds) == (500, pytest.approx(0.5))

@@ -1,5 +1,7 @@
 """`balancer simulate`: what it refuses before anything runs."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -78,3 +80,20 @@ def test_seeds_are_counted_or_those_kept_aside() -> None:
     assert parse_seeds("3") == (1, 2, 3)
     assert parse_seeds("held-out") == standard_seeds().held_out
     assert not set(parse_seeds("1000")) & set(standard_seeds().held_out)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full disk to write to")
+def test_a_full_disk_is_told_and_the_report_is_kept(tmp_path: Path) -> None:
+    report = tmp_path / "report.html"
+    command = [sys.executable, "-m", "balancer", "simulate", "one-device", "--seeds", "1", "--requests", "5"]
+    more = ["--strategies", "random", "--jobs", "1", "--json", "--html", str(report)]
+
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [*command, *more], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+        )
+
+    assert ended.returncode == 1
+    assert "balancer: cannot write: No space left on device" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert report.read_text("utf-8").rstrip().endswith("</html>")
