@@ -1,9 +1,9 @@
 """Queue head, scheduler and lease: the one critical section, with no await inside.
 
 `acquire(ticket) → lease` and `release(lease, outcome)` are the whole seam, in plain data, so that
-one elected dispatcher could serve several balancers. Dispatch wakes on arrival, release, any change
-of the fleet, a deadline, and at the time that the scheduler itself names; there is one timer and no
-polling.
+one elected dispatcher could serve several balancers. A request that arrives is decided for alone; those
+that wait are looked at again on a release, any change of the fleet, a deadline, and at the time that the
+scheduler itself names; there is one timer and no polling.
 """
 
 import asyncio

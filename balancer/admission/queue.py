@@ -27,7 +27,8 @@ VARIANTS_LIMIT = 32
 
 
 class RequestQueue:
-    """At most `limit` tickets, apart from those that try again: a retry is never turned away."""
+    """At most `limit` tickets, apart from those that try again: a retry is never turned away. No two tickets
+    in it have the same `arrival`."""
 
     def __init__(self, *, limit: int) -> None:
         self.limit = limit

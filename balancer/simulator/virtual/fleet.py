@@ -38,6 +38,7 @@ from balancer.telemetry.metrics import Metrics
 
 IMMEDIATE = "@immediate"
 """Ends the name of a strategy that binds a request on its arrival, as a proxy without a queue does."""
+_LOG = make_logger(level="critical", output_format="json")
 _NO_LIMIT = 1_000_000
 _PROBES = ProbeTimes(interval_seconds=30.0, timeout_seconds=5.0)
 _RESERVE = 0.05
@@ -69,34 +70,14 @@ class VirtualFleet:
         self.fleet = Fleet([_instance(each, slots) for each in self.instances], clock=clock)
         self.fleet.listen(on_down=lambda instance: self.by_id[instance.id].abandon())
         self.queue = RequestQueue(limit=scenario.queue_requests)
-        log = make_logger(level="critical", output_format="json")
-        metrics = Metrics()
         control = VirtualControl(by_url)
         self.prober = Prober(
-            fleet=self.fleet, client=control, times=_PROBES, clock=clock, log=log, find_local=lambda _: None
+            fleet=self.fleet, client=control, times=_PROBES, clock=clock, log=_LOG, find_local=lambda _: None
         )
         ledger = DeviceLedger()
         if scenario.instances.slots_known:
             ledger.use(*_shares(shapes))
-        room = Room(
-            ledger=ledger,
-            fleet=self.fleet,
-            client=control,
-            restart=lambda _: False,
-            metrics=metrics,
-            log=log,
-        )
-        self.loader = Loader(
-            fleet=self.fleet,
-            client=VirtualUpstream(by_url),
-            ledger=ledger,
-            room=room,
-            look=self.prober.look,
-            read=self.prober.read,
-            metrics=metrics,
-            clock=clock,
-            log=log,
-        )
+        self.loader = self._loader(VirtualUpstream(by_url), control, ledger, clock)
         chance = Random(f"{seed} ties")
         self.oracle: TrueState | None = None
         """What the clairvoyant strategy knows; None for all others."""
@@ -115,6 +96,30 @@ class VirtualFleet:
             clock=clock,
             load=self.loader.begin,
             on_decision=self._decided,
+        )
+
+    def _loader(
+        self, upstream: VirtualUpstream, control: VirtualControl, ledger: DeviceLedger, clock: VirtualClock
+    ) -> Loader:
+        metrics = Metrics()
+        room = Room(
+            ledger=ledger,
+            fleet=self.fleet,
+            client=control,
+            restart=lambda _: False,
+            metrics=metrics,
+            log=_LOG,
+        )
+        return Loader(
+            fleet=self.fleet,
+            client=upstream,
+            ledger=ledger,
+            room=room,
+            look=self.prober.look,
+            read=self.prober.read,
+            metrics=metrics,
+            clock=clock,
+            log=_LOG,
         )
 
     async def open(self, *, warm: bool) -> None:

@@ -40,6 +40,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._now += timeout
         return ()
 
+    # The signature of the stubs ties `args` to `func`, which mypy cannot follow through an override.
     def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:  # type: ignore[override]
         """Call it at once: there are no threads in virtual time."""
         done = self.create_future()

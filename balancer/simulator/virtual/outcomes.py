@@ -65,7 +65,7 @@ class Outcomes:
     def add(self, *values: float) -> None:
         """One row; the values in the order of `Request`'s fields."""
         for append, value in zip(self._appends, values, strict=True):
-            append(value)  # type: ignore[arg-type]
+            append(value)  # type: ignore[arg-type]  # columns of whole numbers get whole numbers
 
     def row(self, index: int) -> Request:
         """One request."""
