@@ -57,14 +57,14 @@ from balancer.upstream.exchange import Exchange
 
 _REFRESH_SECONDS = 1.0
 _SILENCE_SECONDS = 2.0
-_LOADED_SECONDS = 1.0
+LOADED_SECONDS = 1.0
 """An answer that tells of a longer load carried one: other models may have made room for it."""
 _ERROR_BODY_BYTES = 65536
 _ERROR_BODY_SECONDS = 2.0
 _WHOLE = Outcome(verdict=Verdict.SUCCESS, kind="ok")
 _CURES = 2
 """So often a request is sent again to where its slot was lost, after an unload and after a restart."""
-_FULL_SECONDS = 1.0
+FULL_SECONDS = 1.0
 """An instance that says that its queue is full is asked again after so long."""
 
 
@@ -134,7 +134,7 @@ class Attempts:
         operation, counters, instance = record.operation, record.counters, InstanceId(record.instance)
         if operation is None or operation.variant is None or instance not in self._fleet:
             return
-        if counters.load_seconds and counters.load_seconds > _LOADED_SECONDS:
+        if counters.load_seconds and counters.load_seconds > LOADED_SECONDS:
             self._look(instance)
         if counters.prompt_tokens and counters.prompt_seconds:
             self._fleet.get(instance).learn_prefill(
@@ -239,7 +239,7 @@ class Attempts:
         instance = self._fleet.find(lease)
         if told is BUSY and instance is not None:
             self._ledger.failed(record, BUSY.kind)
-            self._fleet.pause(instance, for_seconds=_FULL_SECONDS)
+            self._fleet.pause(instance, for_seconds=FULL_SECONDS)
         elif told is MODEL_MISSING:
             self._look(lease.instance)
         elif told is OUT_OF_MEMORY and instance is not None:

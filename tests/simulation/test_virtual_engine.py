@@ -1,8 +1,12 @@
 """What the engine must not get wrong: coarse clocks, processes that die or stop, clients that leave."""
 
+import asyncio
+
+import msgspec
 import pytest
 
-from balancer.core.ticket import Priority
+from balancer.control.prober import Prober
+from balancer.core.ticket import Blame, Priority
 from balancer.fleet.instance import Instance
 from balancer.simulator.service_model import ServiceRates
 from balancer.simulator.virtual.outcomes import Outcome
@@ -119,3 +123,42 @@ def test_the_time_of_a_prompt_ends_where_the_first_token_begins(monkeypatch: pyt
 
     ((tokens, seconds),) = told
     assert (tokens, seconds) == (500, pytest.approx(0.5))
+
+
+def test_a_refused_request_is_judged_as_its_answer_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stranger has had the model unloaded, so a request carries a load, and loads fail: that is the fault
+    of the variant there, and no sign that the instance is broken."""
+    told: list[tuple[str, Blame]] = []
+    monkeypatch.setattr(
+        Instance, "settle", lambda _self, _lease, outcome, _now: told.append((outcome.kind, outcome.blames))
+    )
+    models = {"a:8b": 12 * GIB, "b:8b": 12 * GIB}
+    (stranger,) = single_turns([(5.0, 10, 1)], model="b:8b")
+    (late,) = single_turns([(15.0, 100, 10)], model="a:8b")
+    fails = [Fault(FaultKind.LOADS_FAIL, at=14.0, instance=0, seconds=20.0)]
+
+    run = serve(
+        scenario(models=models),
+        shapes(0, models=models),
+        [msgspec.structs.replace(stranger, foreign=0), late],
+        fails,
+        strategy=STRATEGY,
+        seed=1,
+    )
+
+    assert [each.outcome for each in rows(run.outcomes)] == [Outcome.FAILED]
+    assert told == [("oom", Blame.VARIANT)]
+
+
+def test_the_lists_are_read_when_a_request_has_made_way_for_a_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `attempts` has them read: what was unloaded then is in no answer."""
+    looked: list[float] = []
+    monkeypatch.setattr(Prober, "look", lambda _self, _id: looked.append(asyncio.get_running_loop().time()))
+    models = {"a:8b": 12 * GIB, "b:8b": 12 * GIB}
+    (first,) = single_turns([(1.0, 100, 1000)], model="a:8b")
+    (second,) = single_turns([(2.0, 100, 10)], model="b:8b")
+
+    run = serve(scenario(models=models), shapes(0, models=models), [first, second], strategy=STRATEGY, seed=1)
+
+    one, _ = rows(run.outcomes)
+    assert any(each == pytest.approx(one.arrived_at + one.total_seconds + 0.3) for each in looked)

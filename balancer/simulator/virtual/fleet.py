@@ -102,7 +102,7 @@ class VirtualFleet:
         self, upstream: VirtualUpstream, control: VirtualControl, ledger: DeviceLedger, clock: VirtualClock
     ) -> Loader:
         metrics = Metrics()
-        room = Room(
+        self.room = Room(
             ledger=ledger,
             fleet=self.fleet,
             client=control,
@@ -114,7 +114,7 @@ class VirtualFleet:
             fleet=self.fleet,
             client=upstream,
             ledger=ledger,
-            room=room,
+            room=self.room,
             look=self.prober.look,
             read=self.prober.read,
             metrics=metrics,

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from balancer.errors import BadResponse, ConnectFailed, ConnectionLost
+from balancer.errors import ConnectFailed, ConnectionLost
 from balancer.settings.scenario import ScenarioNoise
 from balancer.simulator.configuration import VERSION, ServerConfig
 from balancer.simulator.errors import Refusal
@@ -20,10 +20,11 @@ from balancer.simulator.models import Model
 from balancer.simulator.observations import Observations
 from balancer.simulator.runner import Runner
 from balancer.simulator.runner_options import RunnerOptions, effective_options
-from balancer.simulator.scheduler import Demand, Scheduler
+from balancer.simulator.scheduler import Demand, Grant, Scheduler
 from balancer.simulator.service_model import ServiceRates, load_seconds, on_device
 from balancer.simulator.virtual.execution import Device, Job, Work
 from balancer.simulator.virtual.loop import VirtualClock
+from balancer.simulator.virtual.refusals import Refused
 from balancer.simulator.virtual.work import Segment
 
 Prompt = tuple[Segment, ...]
@@ -33,6 +34,7 @@ class Served(msgspec.Struct, frozen=True, gc=False):
     """An answer: when its first byte came (seconds of virtual time), and what its counters say."""
 
     first_byte_at: float
+    load_seconds: float
     cached_tokens: int
     prompt_seconds: float
     output_seconds: float
@@ -127,7 +129,7 @@ class VirtualInstance:
         Raises:
             ConnectFailed: no process is there.
             ConnectionLost: it ended, or was given up, before the answer was whole.
-            BadResponse: it refuses.
+            Refused: it answers with an error.
         """
         with self._call(begun) as call:
             scheduler = self._scheduler
@@ -137,19 +139,20 @@ class VirtualInstance:
             try:
                 grant = await scheduler.acquire(demand)
             except Refusal as refusal:
-                raise BadResponse(refusal.message) from refusal
+                raise Refused(refusal) from refusal
             try:
-                return await self._evaluate(call, grant.runner, model, prompt, answer)
+                return await self._evaluate(call, grant, model, prompt, answer)
             finally:
                 scheduler.release(grant.runner)
 
     async def _evaluate(
-        self, call: "_Call", runner: Runner, model: str, prompt: Prompt, answer: Segment
+        self, call: "_Call", grant: Grant, model: str, prompt: Prompt, answer: Segment
     ) -> Served:
+        runner = grant.runner
         try:
             await runner.slots.acquire()
         except Refusal as refusal:
-            raise BadResponse(refusal.message) from refusal
+            raise Refused(refusal) from refusal
         work = self._work_of(runner, model)
         self._unused.pop(model, None)
         cached, in_slot = runner.cache.find(prompt) if answer[1] else (0, True)
@@ -171,7 +174,11 @@ class VirtualInstance:
             runner.cache.remember((*prompt, answer))
         evaluated_at = job.evaluated_at
         return Served(
-            job.first_byte_at, cached, evaluated_at - job.began_at, self._clock.now() - evaluated_at
+            first_byte_at=job.first_byte_at,
+            load_seconds=grant.load_seconds,
+            cached_tokens=cached,
+            prompt_seconds=evaluated_at - job.began_at,
+            output_seconds=self._clock.now() - evaluated_at,
         )
 
     async def ask(self, path: str, body: Mapping[str, object]) -> tuple[int, Mapping[str, object]]:

@@ -16,12 +16,15 @@ from itertools import accumulate, count
 from random import Random
 
 from balancer.admission.retry_budget import RetryBudget
+from balancer.attempts import FULL_SECONDS, LOADED_SECONDS
 from balancer.core.names import ModelName, canonical_name
 from balancer.core.ticket import Blame, ClientId, Lease, Ticket, TicketId, Verdict
 from balancer.core.ticket import Outcome as LeaseOutcome
 from balancer.core.variant import Variant
 from balancer.errors import ConnectFailed, DeadlinePassed, FleetError, InstanceError, QueueFull, UnknownModel
+from balancer.fleet.residency import EVICTION_SECONDS
 from balancer.overdue import Overdue
+from balancer.protocol.failures import BUSY, CRASH, OUT_OF_MEMORY, Retry
 from balancer.scheduling.strategies import STRATEGIES, Strategy
 from balancer.settings.scenario import Scenario
 from balancer.simulator.virtual.clairvoyant import HORIZON_SECONDS
@@ -32,6 +35,7 @@ from balancer.simulator.virtual.instances import AnswerCut, Prompt, Served
 from balancer.simulator.virtual.loop import VirtualLoop
 from balancer.simulator.virtual.outcomes import Outcome, Outcomes, RunFacts
 from balancer.simulator.virtual.records import Records, Tally
+from balancer.simulator.virtual.refusals import Refused
 from balancer.simulator.virtual.rivals import RIVALS, Learner
 from balancer.simulator.virtual.work import Fault, FaultKind, Observation, Segment, Session, Turn
 from balancer.simulator.virtual.workload import faults, sessions
@@ -298,11 +302,13 @@ class _Run:
         except BaseException:
             in_prefill = job is None or not job.first_byte_at <= self._loop.time()
             left = LeaseOutcome(verdict=Verdict.NEUTRAL, kind="cancelled", in_prefill=in_prefill)
-            self._dispatcher.release(lease, left)
+            self._return(lease, left)
             raise
         finally:
             self._silent.end(task)
-        self._dispatcher.release(lease, _OK)
+        self._return(lease, _OK)
+        if served.load_seconds > LOADED_SECONDS:
+            self._virtual.prober.look(lease.instance)
         tokens = lease.ticket.prompt_tokens or 0
         self._virtual.fleet.get(lease.instance).learn_prefill(model, tokens, served.prompt_seconds)
         if self._observe is not None:
@@ -323,21 +329,34 @@ class _Run:
         return served
 
     def _failed(self, lease: Lease, error: InstanceError) -> None:
-        instance = self._virtual.fleet.find(lease)
-        if isinstance(error, ConnectFailed) and error.refused and instance is not None:
-            self._virtual.fleet.failed(instance, str(error), refused=True, incarnation=lease.incarnation)
-        broken = LeaseOutcome(
-            verdict=Verdict.FAILURE, kind=error.kind, error=str(error), blames=Blame.INSTANCE
-        )
-        self._dispatcher.release(lease, broken)
+        instance = self._virtual.fleet.get(lease.instance)
+        told, blames = str(error), Blame.INSTANCE
+        broken = LeaseOutcome(verdict=Verdict.FAILURE, kind=error.kind, error=told, blames=blames)
+        if isinstance(error, ConnectFailed) and error.refused:
+            self._virtual.fleet.failed(instance, told, refused=True, incarnation=lease.incarnation)
+        elif isinstance(error, Refused):
+            broken = error.told.outcome(told)
+            if error.told is BUSY:
+                self._virtual.fleet.pause(instance, for_seconds=FULL_SECONDS)
+            elif error.told is OUT_OF_MEMORY:
+                self._virtual.room.out_of_memory(instance)
+        self._return(lease, broken)
+
+    def _return(self, lease: Lease, outcome: LeaseOutcome) -> None:
+        self._dispatcher.release(lease, outcome)
+        if self._virtual.fleet.get(lease.instance).loading is not None:
+            self._loop.call_later(EVICTION_SECONDS, self._virtual.prober.look, lease.instance)
 
     def _may_retry(self, ticket: Ticket, lease: Lease, error: InstanceError) -> bool:
         others = (each for each in self._virtual.fleet.usable() if each.id not in ticket.excluded)
         if all(each.id == lease.instance for each in others):
             return False
+        now = self._loop.time()
+        if isinstance(error, Refused) and (told := error.told) is not CRASH:
+            return told.retry is Retry.FREE or (told.retry is Retry.COUNTED and self._budget.take(now))
         if isinstance(error, ConnectFailed):
             return True
-        return self._budget.take(self._loop.time(), broken=lease.instance, leased_at=lease.leased_at)
+        return self._budget.take(now, broken=lease.instance, leased_at=lease.leased_at)
 
     def _stays_silent(self, task: "asyncio.Task[None]") -> None:
         for name, instance in self._virtual.by_id.items():
