@@ -11,7 +11,7 @@ import heapq
 from collections.abc import Callable
 from itertools import count
 
-from balancer.admission.queue import RequestQueue, lane_of
+from balancer.admission.queue import Lane, RequestQueue, lane_of
 from balancer.clock import Clock
 from balancer.core.decision import Decision, Standing
 from balancer.core.names import ModelName
@@ -31,7 +31,8 @@ class Dispatcher:
     """Lends slots. Everything here runs on the event loop's thread.
 
     `load` begins a load of a variant at an instance where nothing is being loaded; it must not block,
-    and the fleet tells of the load's end. Requests wait for it in the queue. `spread` is a factor of
+    and the fleet tells of the load's end. It is False where there is no room for it, which the instance then
+    tells. Requests wait for a load in the queue. `spread` is a factor of
     at least 1 for the next `Retry-After`, so that those turned away together do not come back together.
     """
 
@@ -42,7 +43,7 @@ class Dispatcher:
         queue: RequestQueue,
         scheduler: Scheduler,
         clock: Clock,
-        load: Callable[[Instance, Variant], None],
+        load: Callable[[Instance, Variant], bool],
         on_decision: Callable[[Decision], None] = lambda _decision: None,
         spread: Callable[[], float] = lambda: 1.0,
     ) -> None:
@@ -56,6 +57,7 @@ class Dispatcher:
         self._waiters: dict[TicketId, asyncio.Future[Lease]] = {}
         self._leases: dict[int, tuple[Lease, Instance]] = {}
         self._loads_at: dict[TicketId, LoadBegun] = {}
+        self._for_room: set[Lane] = set()
         self._cooling: list[tuple[float, int, Instance, ModelName]] = []
         self._lease_ids = count(1)
         self._service_seconds: float | None = None
@@ -100,7 +102,7 @@ class Dispatcher:
         if self._cooling and self._cooling[0][0] <= now:
             self.wake()  # those that wait already come first
         # Nothing has changed since they were looked at, so all that may keep it waiting is its own lane.
-        decision = None if self._queue.head(lane_of(ticket)) else self._scheduler.decide(ticket, now)
+        decision = None if self._queue.head(lane_of(ticket)) else self._decide(ticket, now)
         if decision is not None and decision.standing not in _WAITING:
             self._on_decision(decision)
             if decision.picked is None:
@@ -137,6 +139,7 @@ class Dispatcher:
         """
         _, instance = self._leases.pop(lease.id)
         variant = lease.ticket.variant
+        healthy = outcome.verdict is Verdict.SUCCESS and instance.breakers.untroubled
         if lease.ticket.needs_slot and variant is not None:
             now = self._clock.monotonic()
             instance.give_slot_back(variant.model, lease.leased_at, now)
@@ -147,6 +150,9 @@ class Dispatcher:
                 heapq.heappush(self._cooling, (until, lease.id, instance, variant.model))
             if outcome.verdict is Verdict.SUCCESS:
                 self._learn(now - lease.leased_at, len(self._leases) + 1)
+            if healthy and instance.spec.max_concurrent_requests is None:
+                self._wake_for(variant.model, now)
+                return
         self.wake()
 
     def stop(self) -> None:
@@ -177,13 +183,27 @@ class Dispatcher:
                 self._settle_heads(now)
         self._arm(now)
 
+    def _wake_for(self, model: ModelName, now: float) -> None:
+        """A slot of a model came back and nothing else changed, so those that want another one wait on,
+        unless they wait for memory."""
+        due = [at for at in (self._scheduler_wake_at, self._cooling[0][0] if self._cooling else None) if at]
+        if min(due, default=now + 1) <= now:
+            self.wake()
+        elif self._queue:
+            self._settle_heads(now, of=model)
+            self._arm(now)
+
     def _end_coolings(self, now: float) -> None:
         while self._cooling and self._cooling[0][0] <= now:
             _, _, instance, model = heapq.heappop(self._cooling)
             instance.end_cooling(model)
 
-    def _settle_heads(self, now: float) -> None:
+    def _settle_heads(self, now: float, *, of: ModelName | None = None) -> None:
+        """Decide for the first of each lane, and for who follows; with `of` only where that model is wanted,
+        or room."""
         heads = self._queue.heads()
+        if of is not None:
+            heads = [each for each in heads if _wants(each[2], of) or each[2] in self._for_room]
         heapq.heapify(heads)
         while heads:
             _, number, lane = heapq.heappop(heads)
@@ -199,7 +219,7 @@ class Dispatcher:
         waiter = self._waiters[ticket.id]
         if waiter.done():
             return self._queue.remove(ticket.id)
-        decision = self._scheduler.decide(ticket, now, begun=self._loads_at.get(ticket.id))
+        decision = self._decide(ticket, now)
         if decision.standing in _WAITING:
             self._hold(ticket, decision)
             return False
@@ -212,18 +232,30 @@ class Dispatcher:
         return True
 
     def _hold(self, ticket: Ticket, decision: Decision) -> None:
-        """It waits on, with a load of its own begun where the decision says so."""
-        self._note_wake(decision.next_wake_at)
-        if decision.standing is Standing.LOAD:
-            self._begin_load(ticket, decision)
+        """It waits on: until when, and for what, at the latest."""
+        at, lane = decision.next_wake_at, lane_of(ticket)
+        if at is not None and (self._scheduler_wake_at is None or at < self._scheduler_wake_at):
+            self._scheduler_wake_at = at
+        self._for_room.add(lane) if decision.waits_for_room else self._for_room.discard(lane)
 
-    def _begin_load(self, ticket: Ticket, decision: Decision) -> None:
+    def _decide(self, ticket: Ticket, now: float) -> Decision:
+        """The decision, with a load begun where it says so. Where there is no room for that it is made anew,
+        which ends, as an instance that has told so is not picked for a load again."""
+        while True:
+            decision = self._scheduler.decide(ticket, now, begun=self._loads_at.get(ticket.id))
+            if decision.standing is not Standing.LOAD or self._begin_load(ticket, decision):
+                return decision
+
+    def _begin_load(self, ticket: Ticket, decision: Decision) -> bool:
+        """Whether the load that was decided has begun."""
         assert decision.picked is not None
+        assert decision.next_wake_at is not None
         assert ticket.variant is not None
         self._on_decision(decision)
-        assert decision.next_wake_at is not None
+        if not self._load(self._fleet.get(decision.picked), ticket.variant):
+            return False
         self._loads_at[ticket.id] = LoadBegun(decision.picked, decision.next_wake_at)
-        self._load(self._fleet.get(decision.picked), ticket.variant)
+        return True
 
     def _lend(self, ticket: Ticket, decision: Decision, now: float) -> Lease:
         assert decision.picked is not None
@@ -290,18 +322,17 @@ class Dispatcher:
         """Who stood behind one that left may go where it would not, as it waited for its own load."""
         del self._waiters[ticket.id]
         self._loads_at.pop(ticket.id, None)
-        first = self._queue.head(lane_of(ticket)) is ticket
+        lane = lane_of(ticket)
+        first = self._queue.head(lane) is ticket
         if self._queue.remove(ticket.id):
             self.wake() if first else self._arm(self._clock.monotonic())
+        if self._queue.head(lane) is None:
+            self._for_room.discard(lane)
 
     def _learn(self, seconds: float, parallel: int) -> None:
         known = self._service_seconds
         self._service_seconds = seconds if known is None else known + _SERVICE_SMOOTHING * (seconds - known)
         self._parallel += _SERVICE_SMOOTHING * (parallel - self._parallel)
-
-    def _note_wake(self, at: float | None) -> None:
-        if at is not None and (self._scheduler_wake_at is None or at < self._scheduler_wake_at):
-            self._scheduler_wake_at = at
 
     def _arm(self, now: float) -> None:
         """One timer, at the first deadline or where the scheduler wants to look again."""
@@ -313,6 +344,11 @@ class Dispatcher:
         if times:
             delay = max(0.0, min(times) - now)
             self._timer = asyncio.get_running_loop().call_later(delay, self.wake)
+
+
+def _wants(lane: Lane, model: ModelName) -> bool:
+    variant = lane[0]
+    return variant is not None and variant.model == model
 
 
 def _stopping() -> Stopping:

@@ -104,16 +104,21 @@ class Loader:
             finally:
                 self._group = None  # what ends by this may ask for the next load
 
-    def begin(self, instance: Instance, variant: Variant) -> None:
-        """Begin a load where nothing is being loaded. The fleet tells of its end."""
+    def begin(self, instance: Instance, variant: Variant) -> bool:
+        """Begin a load where nothing is being loaded; the fleet tells of its end. False where there is no
+        room for it, which the instance remembers."""
         if self._group is None:
-            return
+            return True
+        if not self._room.possible(instance, variant):
+            self._fleet.no_room(instance, variant, among=self._room.sharers(instance))
+            return False
         patience = self._patience_seconds(instance, variant)
         load = self._fleet.load_began(instance, variant, patience_seconds=patience)
         self._metrics.model_loads.labels(instance.id, variant.model, "request").inc()
         task = self._group.create_task(self._guarded(instance, load))
         self._tasks[instance] = task
         task.add_done_callback(lambda done: self._forget(instance, done))
+        return True
 
     async def _guarded(self, instance: Instance, load: Load) -> None:
         """One load and what it means. A defect met in it must not end the balancer."""
@@ -134,6 +139,7 @@ class Loader:
             self._fleet.loaded(instance, load, outcome)
             await self._read(instance, _READ_SECONDS)
         except NoRoom:
+            self._fleet.no_room(instance, load.variant, among=self._room.sharers(instance))
             outcome = Outcome(verdict=Verdict.NEUTRAL, kind="no_room", error="its device has no memory left")
         except TimeoutError:
             late = f"it was not loaded in {_LONGEST_SECONDS:g} s"

@@ -223,7 +223,7 @@ class Prober:
     def _current(self, inventory: Inventory, instance: Instance) -> bool:
         """Whether nothing is known to have changed since the lists were read."""
         looked_at = self._looked_at.get(instance.id, float("-inf"))
-        return inventory.read_at > max(self._changed_at, looked_at)
+        return inventory.read_at > self._changed_at and inventory.read_at >= looked_at
 
     def _renew(self, instance: Instance, now: float) -> None:
         """Begin to renew its lists unless that is under way."""

@@ -65,10 +65,7 @@ class Room:
             if promise is not None:
                 return promise
             idle = self._idle(instance, variant.model)
-            left = self._holdings(without=idle)
-            siblings = self._ledger.siblings(instance.id)
-            alone = not any(each.used_bytes or each.busy for each in left if each.instance in siblings)
-            if not alone and not self._ledger.has_room(instance.id, need, left):
+            if not self._made_by(idle, instance, need):
                 raise NoRoom
             if not idle:
                 whole = self._ledger.promise_whole(instance.id)
@@ -76,6 +73,26 @@ class Room:
                     raise NoRoom
                 return whole
             await self._unload(*min(idle, key=lambda pair: pair[0].answered_at(pair[1])))
+
+    def possible(self, instance: Instance, variant: Variant) -> bool:
+        """Whether there is room for a load, or could be made, as things are."""
+        need = self.need_bytes(instance, variant)
+        if self._ledger.has_room(instance.id, need, self._holdings()):
+            return True
+        idle = self._idle(instance, variant.model)
+        return self._made_by(idle, instance, need) and (bool(idle) or self._ledger.unpromised(instance.id))
+
+    def sharers(self, instance: Instance) -> list[Instance]:
+        """It and its siblings: room for a load there is made by what happens in them."""
+        siblings = self._ledger.siblings(instance.id)
+        return [each for each in self._fleet.instances() if each is instance or each.id in siblings]
+
+    def _made_by(self, idle: Collection[Resident], instance: Instance, need_bytes: int) -> bool:
+        """Whether unloading these makes room, or leaves the devices to the instance alone."""
+        left = self._holdings(without=idle)
+        siblings = self._ledger.siblings(instance.id)
+        alone = not any(each.used_bytes or each.busy for each in left if each.instance in siblings)
+        return alone or self._ledger.has_room(instance.id, need_bytes, left)
 
     def need_bytes(self, instance: Instance, variant: Variant) -> int:
         """What a variant takes of the devices there: as measured of the model, else by its files."""

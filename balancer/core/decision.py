@@ -40,7 +40,9 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """What was decided for one ticket at one time. `picked` is where it goes, or what is to load.
 
     `next_wake_at` is when it is worth deciding again though nothing happened (monotonic
-    seconds), None when only an event can change it.
+    seconds), None when only an event can change it. `instances` are all that there were, `filtered` tells
+    what took which of them out, `terms` of what the scores of the others are the sums, where they were
+    scored. `waits_for_room`: memory that becomes free anywhere may end the wait.
     """
 
     ticket: Ticket
@@ -48,19 +50,36 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     strategy: str
     standing: Standing
     picked: InstanceId | None
-    considered: tuple[Considered, ...]
+    instances: tuple[InstanceId, ...]
+    filtered: Mapping[InstanceId, str]
+    terms: Mapping[InstanceId, Mapping[str, float]]
     next_wake_at: float | None = None
+    waits_for_room: bool = False
+
+    @property
+    def considered(self) -> tuple[Considered, ...]:
+        """Every instance as the decision saw it, in the order of the configuration."""
+        return tuple(self._considered(each) for each in self.instances)
+
+    def _considered(self, instance: InstanceId) -> Considered:
+        terms = self.terms.get(instance)
+        return Considered(
+            instance=instance,
+            filtered=self.filtered.get(instance),
+            score=None if terms is None else sum(terms.values()),
+            terms=terms or {},
+        )
 
     @property
     def reason(self) -> str:
         """In one short phrase without names, fit for a header."""
-        open_to_it = sum(1 for each in self.considered if each.filtered is None)
+        open_to_it = len(self.instances) - len(self.filtered)
         if self.standing is Standing.LOAD:
-            return f"{self.strategy}: to be loaded, best of {open_to_it} of {len(self.considered)}"
+            return f"{self.strategy}: to be loaded, best of {open_to_it} of {len(self.instances)}"
         if self.standing is not Standing.PICKED:
             return self.standing.value
         retry = f", try {self.ticket.attempt}" if self.ticket.attempt > 1 else ""
-        return f"{self.strategy}: best of {open_to_it} free of {len(self.considered)}{retry}"
+        return f"{self.strategy}: best of {open_to_it} free of {len(self.instances)}{retry}"
 
     def explain(self) -> dict[str, object]:
         """The whole decision as JSON-ready data: who was filtered and by what, every score and its terms."""

@@ -74,9 +74,9 @@ class InstanceView(Protocol):
     def paused_until(self, now: float) -> float | None:
         """Until when it takes nothing new, as it was full a moment ago; None where it does."""
 
-    def no_room_until(self, now: float) -> float | None:
-        """Until when no load is tried there, as its devices had no room for one a moment ago; None where
-        it is."""
+    def no_room_until(self, variant: Variant, now: float) -> float | None:
+        """Until when no load of it is tried there at the latest, as its devices had no room for one; None
+        where it is."""
 
     def gated_until(self, variant: Variant, now: float) -> float | None:
         """Until when leases for this variant are held back so that another can be loaded, at the

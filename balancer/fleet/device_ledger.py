@@ -86,12 +86,14 @@ class DeviceLedger:
 
     def promise_whole(self, instance: InstanceId) -> Promise | None:
         """Promise all that its devices have; None where something is promised of one already."""
-        share = self._shares.get(instance)
-        devices = share.devices if share is not None else ()
-        if any(self.promised_bytes(each) for each in devices):
+        if not self.unpromised(instance):
             return None
-        whole = tuple((each, self._capacities.get(each, 0)) for each in devices)
+        whole = tuple((each, self._capacities.get(each, 0)) for each in self._devices(instance))
         return self._keep(instance, whole)
+
+    def unpromised(self, instance: InstanceId) -> bool:
+        """Whether nothing is promised of its devices."""
+        return not any(self.promised_bytes(each) for each in self._devices(instance))
 
     def has_room(self, instance: InstanceId, need_bytes: int, holdings: Sequence[Holding] = ()) -> bool:
         """Whether so much could be promised."""
@@ -105,9 +107,12 @@ class DeviceLedger:
 
     def _parts(self, instance: InstanceId, need_bytes: int) -> tuple[tuple[str, int], ...]:
         """An equal part on each of its devices."""
-        share = self._shares.get(instance)
-        devices = share.devices if share is not None else ()
+        devices = self._devices(instance)
         return tuple((each, -(-need_bytes // len(devices))) for each in devices)
+
+    def _devices(self, instance: InstanceId) -> tuple[str, ...]:
+        share = self._shares.get(instance)
+        return share.devices if share is not None else ()
 
     def room_bytes(self, instance: InstanceId, device: str, holdings: Iterable[Holding]) -> int:
         """What an instance may still take of a device."""

@@ -132,9 +132,10 @@ class Fleet:
         at: float,
     ) -> None:
         """Note what an instance lists; None for a list that could not be read now."""
-        instance.read_inventory(models=models, runners=runners, slots=slots, at=at)
+        news = instance.read_inventory(models=models, runners=runners, slots=slots, at=at)
         learn_shared_stores(self._instances.values())
-        self._tell(self._on_change, instance)
+        if news:
+            self._tell(self._on_change, instance)
 
     def pause(self, instance: Instance, *, for_seconds: float) -> None:
         """Lend no slots there for a moment: it has said that its own queue is full."""
@@ -158,6 +159,10 @@ class Fleet:
         now = self._clock.monotonic()
         instance.load_ended(load.variant, outcome, began_at=load.began_at, now=now, current=current)
         self._tell(self._on_change, instance)
+
+    def no_room(self, instance: Instance, variant: Variant, *, among: Sequence[Instance]) -> None:
+        """There is no room there to load a variant, until something changes among these."""
+        instance.no_room.meet(variant, among, self._clock.monotonic())
 
     def unloaded(self, instance: Instance, model: ModelName) -> None:
         """A model was unloaded there by a request: the next one for it needs a load."""

@@ -16,7 +16,8 @@ from balancer.core.ticket import InstanceId, Lease, Outcome, Ticket, Trial, Verd
 from balancer.core.variant import Variant
 from balancer.fleet.breaker import NOTHING_SAID, Breakers
 from balancer.fleet.health import Health, HealthState
-from balancer.fleet.residency import Inventory, Residency, Row, Runner
+from balancer.fleet.no_room import NoRoom
+from balancer.fleet.residency import Inventory, Residency, Row, Runner, by_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +86,8 @@ class Instance:
         self._leased_at: dict[ModelName, list[float]] = {}
         self._cooling_of: Counter[ModelName] = Counter()
         self._paused_until = float("-inf")
-        self._no_room_until = float("-inf")
+        self.no_room = NoRoom()
+        self.changes_of_memory = 0
         self._answered_at: dict[ModelName, float] = {}
         self._prefill_rates: dict[ModelName, float] = {}
         self._generations = 0
@@ -198,8 +200,8 @@ class Instance:
     def paused_until(self, now: float) -> float | None:
         return self._paused_until if now < self._paused_until else None
 
-    def no_room_until(self, now: float) -> float | None:
-        return self._no_room_until if now < self._no_room_until else None
+    def no_room_until(self, variant: Variant, now: float) -> float | None:
+        return self.no_room.until(variant, now)
 
     def gated_until(self, variant: Variant, now: float) -> float | None:
         return self.residency.gated_until(variant, now)
@@ -222,10 +224,11 @@ class Instance:
     ) -> None:
         """That load ended; with `current` it belongs to this life of the instance."""
         self.residency.ended(variant)
+        if outcome.kind != "no_room":
+            self.changes_of_memory += 1
         if not current:
             return
         if outcome.kind == "no_room":  # nothing was asked of the instance, which serves on what it has
-            self._no_room_until = now + _PAUSE_SECONDS
             self.residency.undoubt(began_at)
         elif outcome.kind == "rejected":
             self.residency.let_through(variant)
@@ -274,6 +277,7 @@ class Instance:
         if not self.is_ollama:
             return
         self.residency.unloaded(model, now)
+        self.changes_of_memory += 1
         if self.inventory is not None and model in self.inventory.runners:
             left = {name: runner for name, runner in self.inventory.runners.items() if name != model}
             self.inventory = replace(self.inventory, runners=left)
@@ -281,6 +285,7 @@ class Instance:
     def forget_runners(self) -> None:
         """Its runners are gone with it; its models are still on its disk."""
         self.residency.forget()
+        self.changes_of_memory += 1
         self._answered_at.clear()
         if self.inventory is not None:
             self.inventory = replace(self.inventory, runners={})
@@ -297,6 +302,7 @@ class Instance:
         self._leased_at[model].remove(leased_at)
         if not self._leased_at[model]:
             del self._leased_at[model]
+            self.changes_of_memory += 1
         self._doubt_if_idle(model, now)
 
     def _doubt_if_idle(self, model: ModelName, now: float) -> None:
@@ -346,22 +352,21 @@ class Instance:
         runners: Sequence[Row] | None,
         slots: Mapping[str, int],
         at: float,
-    ) -> None:
-        """Take over what the instance lists now; what could not be read (None) stays as it was, and
-        no list of models at all leaves the inventory unknown.
+    ) -> bool:
+        """Take over what the instance lists now, and tell whether anything is new; what could not be read
+        (None) stays as it was, and no list of models at all leaves the inventory unknown.
 
-        A runner that was there before with the same digest keeps its generation; `slots` maps
-        digests to slots learned, and what was learned of a runner before is kept.
+        A runner that was there before with the same digest keeps its generation; `slots` maps digests to
+        slots learned, and what was learned before is kept.
         """
         before = self.inventory
         if models is None and before is None:
-            return
-        known = before.runners if before else {}
-        runners_before = before.runners_at if before else None
+            return False
+        known, runners_before = (before.runners, before.runners_at) if before else ({}, None)
         self.inventory = Inventory(
             read_at=at,
             runners_at=runners_before if runners is None else at,
-            models=before.models if models is None and before else _by_name(models or ()),
+            models=before.models if models is None and before else by_name(models or ()),
             runners=known
             if runners is None
             else {
@@ -370,11 +375,14 @@ class Instance:
                 if not self.residency.unloaded_since(runner.model, at)
             },
         )
+        news = before is None or before.models != self.inventory.models or runners_before is None
         if runners is not None:
-            self.residency.runners_read(self.inventory.runners, at)
+            self.changes_of_memory += known.keys() != self.inventory.runners.keys()
+            news |= self.residency.runners_read(known, self.inventory.runners, at)
         for model in self.breakers.models:
             if before is None or before.models.get(model) != self.inventory.models.get(model):
                 self.breakers.forget(model)
+        return news
 
     def _runner_of(self, row: Row, known: Mapping[ModelName, Runner], slots: Mapping[str, int]) -> Runner:
         model = canonical_name(str(row["name"]))
@@ -390,7 +398,3 @@ class Instance:
 def own_store(instance: InstanceId) -> str:
     """The label of a store that belongs to one instance alone, as far as anyone knows."""
     return f"own:{instance}"
-
-
-def _by_name(rows: Sequence[Row]) -> Mapping[ModelName, Row]:
-    return {canonical_name(str(row["name"])): row for row in rows}

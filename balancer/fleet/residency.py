@@ -6,10 +6,10 @@ options that they were made with. Source: observed on Ollama v0.33 (which option
 `/api/ps` shows during a load).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from balancer.core.names import ModelName, is_cloud_name
+from balancer.core.names import ModelName, canonical_name, is_cloud_name
 from balancer.core.variant import OptionValue, Variant
 
 EVICTION_SECONDS = 0.3
@@ -28,6 +28,12 @@ class Runner:
     generation: int
     slots: int | None
     row: Row
+
+    def differs(self, other: "Runner") -> bool:
+        """In anything but when it expires."""
+        if (self.generation, self.slots) != (other.generation, other.slots):
+            return True
+        return {**self.row, "expires_at": None} != {**other.row, "expires_at": None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +132,13 @@ class Residency:
             return None
         return self._gate[1]
 
-    def runners_read(self, runners: Mapping[ModelName, Runner], at: float) -> None:
+    def runners_read(
+        self, known: Mapping[ModelName, Runner], runners: Mapping[ModelName, Runner], at: float
+    ) -> bool:
         """Forget the loads that a list read after them does not show any more, or shows anew. One that
-        the very next list does not show says that the list does not tell."""
+        the very next list does not show says that the list does not tell. Whether anything is new, compared
+        with the runners known before, or another thing is believed to be in memory now."""
+        before = len(self._doubted), tuple(self._loaded), len(self._unlisted)
         self._unlisted -= runners.keys()
         self._doubted = {model: since for model, since in self._doubted.items() if since > at}
         self._unloaded = {model: since for model, since in self._unloaded.items() if since > at}
@@ -142,6 +152,11 @@ class Residency:
                     self._unlisted.add(model)
             elif loaded.generation is None:
                 self._loaded[model] = replace(loaded, generation=runner.generation)
+        if before != (len(self._doubted), tuple(self._loaded), len(self._unlisted)):
+            return True
+        return known.keys() != runners.keys() or any(
+            known[name].differs(each) for name, each in runners.items()
+        )
 
     def unloaded(self, model: ModelName, now: float) -> None:
         """It is in memory no more."""
@@ -159,6 +174,11 @@ class Residency:
         self._unloaded.clear()
         self._unlisted.clear()
         self._let_through.clear()
+
+
+def by_name(rows: Sequence[Row]) -> Mapping[ModelName, Row]:
+    """Items of a list by their canonical names."""
+    return {canonical_name(str(row["name"])): row for row in rows}
 
 
 def _matches(variant: Variant, loaded: Variant, runner: Runner | None) -> bool:

@@ -13,6 +13,7 @@ from balancer.core.views import InstanceView
 BREAKER_OPEN = "breaker open"
 FAILED_BEFORE = "failed this request before"
 MODEL_NOT_THERE = "model not there"
+NO_ROOM = "no room for a load"
 NOT_SERVED = "runtime does not serve this"
 
 
@@ -70,10 +71,10 @@ def why_held(ticket: Ticket, instance: InstanceView, now: float) -> Hold | None:
         return Hold("held for a load", gated)
     if not instance.has_free_slot(variant):
         return _NO_SLOT
-    loading, no_room_until = instance.loading, instance.no_room_until(now)
+    loading, no_room_until = instance.loading, instance.no_room_until(variant, now)
     if (loading is None and no_room_until is None) or instance.warm(variant):
         return None
-    return Hold("loading") if loading is not None else Hold("no room for a load", no_room_until)
+    return Hold("loading") if loading is not None else Hold(NO_ROOM, no_room_until)
 
 
 _NO_SLOT = Hold("no free slot")

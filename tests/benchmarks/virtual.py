@@ -70,12 +70,15 @@ class World:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of a request: seconds of the instances' time, and the counters of the last record."""
+    """What came of a request: seconds of the instances' time, and the counters of the last record; a prompt
+    of 0 tokens where there was no such record."""
 
     ttft: float
     total: float
     prompt: int
     answer: int
+    prompt_seconds: float
+    answer_seconds: float
 
 
 @dataclass(frozen=True)
@@ -194,7 +197,7 @@ class Clients:
     began_at: float
 
     async def ask(self, asked: Asked, number: int) -> Answer:
-        """One request at its time. Raises RuntimeError for an error record."""
+        """One request at its time. Raises RuntimeError for an error before the first word."""
         await asyncio.sleep(max(0.0, self.began_at + asked.at / self.speed - time.monotonic()))
         words = "".join(f" {(number * 7919 + word) % 99991:05d}" for word in range(asked.prompt))
         body = {
@@ -203,22 +206,24 @@ class Clients:
             "raw": True,
             "options": {"simulated_tokens": asked.answer, "num_predict": asked.answer, "temperature": 0},
         }
-        sent_at, first, last = time.monotonic(), 0.0, b""
+        sent_at, first, lines = time.monotonic(), 0.0, [b""]
         post = self.session.post(f"{self.url}/api/generate", json=body, timeout=aiohttp.ClientTimeout())
         async with post as answer:
             answer.raise_for_status()
             # A model of random weights may end an answer without its last record, which cuts the stream.
             with contextlib.suppress(aiohttp.ClientPayloadError):
                 async for line in answer.content:
-                    first, last = first or time.monotonic(), line
-        told = json.loads(last)
-        if "error" in told:
+                    first, lines = first or time.monotonic(), [*lines, line]
+        told = json.loads(lines[-1])
+        if "error" in told and len(lines) < 3:
             raise RuntimeError(told["error"])
         return Answer(
             ttft=(first - sent_at) * self.speed,
             total=(time.monotonic() - sent_at) * self.speed,
-            prompt=told.get("prompt_eval_count", asked.prompt),
-            answer=told.get("eval_count", asked.answer),
+            prompt=told.get("prompt_eval_count", 0),
+            answer=told.get("eval_count", len(lines) - 2),
+            prompt_seconds=told.get("prompt_eval_duration", 0) / 1e9,
+            answer_seconds=told.get("eval_duration", 0) / 1e9,
         )
 
 

@@ -1,7 +1,8 @@
 """`OLLAMA_BINARY=… python -m tests.benchmarks.virtual_ollama A.gguf B.gguf`: virtual time, and real Ollamas.
 
-Two processes with one slot and one thread each, and two models of which each has room for one. Rates and load
-times are measured on an idle process first; tokens are those that Ollama counted.
+Two processes with one slot and one thread each, and two models of which each has room for one. The rates in
+virtual time are medians of what Ollama counted in all runs together, tokens those of each request; load times
+are measured on an idle process.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -22,7 +23,17 @@ from statistics import median
 import httpx
 
 from balancer.simulator.service_model import ServiceRates
-from tests.benchmarks.virtual import World, drawn, in_virtual_time, medians, over_http, process, told
+from tests.benchmarks.virtual import (
+    Answer,
+    Asked,
+    World,
+    drawn,
+    in_virtual_time,
+    medians,
+    over_http,
+    process,
+    told,
+)
 
 POLICIES = ("least_connections", "least_connections@immediate", "round_robin@immediate")
 _NAMES = ("a:latest", "b:latest")
@@ -68,57 +79,65 @@ async def create(asking: httpx.AsyncClient, name: str, content: bytes) -> None:
     (await asking.post("/api/create", json=body)).raise_for_status()
 
 
-async def measured(url: str) -> ServiceRates:
-    """The rates of an idle process: medians of some loads, prompts and answers."""
-    loads, prefill, decode = [], [], []
+async def load_seconds(url: str) -> float:
+    """How long a model takes to load where the other one is in memory, median of some."""
+    taken = []
     async with client(url.removeprefix("http://")) as asking:
         for turn in range(6):
-            name = _NAMES[turn % 2]
             began_at = time.monotonic()
-            (await asking.post("/api/generate", json={"model": name})).raise_for_status()
-            loads.append(time.monotonic() - began_at)
-            words = "".join(f" {turn * 1000 + word:05d}" for word in range(150))
-            options = {"num_predict": 60, "temperature": 0}
-            body = {"model": name, "prompt": words, "raw": True, "stream": False, "options": options}
-            counted = (await asking.post("/api/generate", json=body)).json()
-            prefill.append(counted["prompt_eval_count"] / counted["prompt_eval_duration"] * 1e9)
-            decode.append(counted["eval_count"] / counted["eval_duration"] * 1e9)
+            (await asking.post("/api/generate", json={"model": _NAMES[turn % 2]})).raise_for_status()
+            taken.append(time.monotonic() - began_at)
+    return median(taken)
+
+
+def rates_of(answers: Sequence[Answer], loads: Sequence[float]) -> ServiceRates:
+    """Medians of what was counted."""
     return ServiceRates(
-        prefill_tokens_per_second=median(prefill),
-        decode_tokens_per_second=median(decode),
+        prefill_tokens_per_second=median(
+            each.prompt / each.prompt_seconds for each in answers if each.prompt
+        ),
+        decode_tokens_per_second=median(each.answer / each.answer_seconds for each in answers if each.prompt),
         load_base_seconds=median(loads),
         load_bytes_per_second=1e15,
     )
 
 
+def as_counted(asked: Sequence[Asked], answers: Sequence[Answer]) -> list[Asked]:
+    """The requests with the tokens that Ollama counted; by the words where it did not."""
+    pairs = list(zip(asked, answers, strict=True))
+    tokens_per_word = median(answer.prompt / each.prompt for each, answer in pairs if answer.prompt)
+    return [
+        replace(
+            each, prompt=answer.prompt or round(each.prompt * tokens_per_word), answer=max(answer.answer, 1)
+        )
+        for each, answer in pairs
+    ]
+
+
 async def compare(models: Mapping[str, bytes], requests: int, seed: int, per_second: float) -> None:
     """Every policy, each in front of new processes."""
-    figures = {}
     asked = drawn(requests, seed, models=_NAMES, per_second=per_second, prompt=3.5, answer=60)
     asked = [replace(each, prompt=min(each.prompt, _CONTEXT // 8)) for each in asked]
+    world = World(
+        models={name: len(each) for name, each in models.items()}, rates=(), slots=1, resident=1, asked=asked
+    )
+    loads, runs = [], {}
     for policy in POLICIES:
         async with ollama(models) as one, ollama(models) as two:
-            rates = await measured(one)
-            world = World(
-                models={name: len(each) for name, each in models.items()},
-                rates=(rates, rates),
-                slots=1,
-                resident=1,
-                asked=asked,
-            )
-            answers = await over_http(world, policy, (one, two))
-        counted = [
-            replace(each, prompt=answer.prompt, answer=max(answer.answer, 1))
-            for each, answer in zip(asked, answers, strict=True)
-        ]
-        virtual = await asyncio.to_thread(in_virtual_time, replace(world, asked=counted), policy)
-        figures[policy] = virtual, medians(answers)
-        print(
-            f"{policy}: prompts {rates.prefill_tokens_per_second:.0f}, "
-            f"answers {rates.decode_tokens_per_second:.0f} tokens/s, "
-            f"a load {rates.load_base_seconds:.2f} s",
-            flush=True,
-        )
+            loads.append(await load_seconds(one))
+            runs[policy] = await over_http(world, policy, (one, two))
+    answers = [each for run in runs.values() for each in run]
+    rates = rates_of(answers, loads)
+    print(
+        f"{rates.prefill_tokens_per_second:.0f} tokens of prompts and "
+        f"{rates.decode_tokens_per_second:.0f} of answers per second, {rates.load_base_seconds:.2f} s for a "
+        f"load; {sum(not each.prompt for each in answers)} of {len(answers)} ended without last record",
+        flush=True,
+    )
+    figures = {}
+    for policy, run in runs.items():
+        counted = replace(world, rates=(rates, rates), asked=as_counted(asked, run))
+        figures[policy] = await asyncio.to_thread(in_virtual_time, counted, policy), medians(run)
     print(told("two real Ollamas, two models, room for one each", figures))
 
 

@@ -87,7 +87,7 @@ class Oracle:
             or not self.has_slot(instance, variant, at=at)
             or not instance.breaker_allows(variant, at)
             or (not instance.warm(variant) and instance.loading is not None)
-            or (not instance.warm(variant) and instance.no_room_until(at) is not None)
+            or (not instance.warm(variant) and instance.no_room_until(variant, at) is not None)
             or instance.paused_until(at) is not None
             or instance.gated_until(variant, at) is not None
         )
@@ -102,7 +102,7 @@ class Oracle:
             ends = (
                 each.breaker_reopens_at(variant, self.now),
                 each.paused_until(self.now),
-                each.no_room_until(self.now),
+                each.no_room_until(variant, self.now),
                 each.gated_until(variant, self.now),
             )
             times += [each.held_until, each.load_overdue_at, *(at for at in ends if at is not None)]

@@ -81,7 +81,9 @@ def decision(name: str) -> Decision:
         strategy="s",
         standing=Standing.PICKED,
         picked=InstanceId("a"),
-        considered=(),
+        instances=(),
+        filtered={},
+        terms={},
     )
 
 
@@ -135,7 +137,9 @@ def test_every_decision_for_a_request_is_told_in_order() -> None:
         strategy="s",
         standing=Standing.EXHAUSTED,
         picked=None,
-        considered=(),
+        instances=(),
+        filtered={},
+        terms={},
     )
     books.ledger.decided(first)
     books.ledger.decided(second)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from balancer.core.decision import Considered, Decision, Standing
+from balancer.core.decision import Decision, Standing
 from balancer.core.names import canonical_name
 from balancer.core.operation import Dialect, Kind, Operation, Wire
 from balancer.core.ticket import InstanceId
@@ -85,18 +85,15 @@ def test_a_retry_keeps_place_and_deadline_and_excludes_the_failed() -> None:
 
 
 def decision(standing: Standing = Standing.PICKED, attempt: int = 1) -> Decision:
-    considered = (
-        Considered(instance=InstanceId("a"), score=1.5, terms={"load": 1.0, "wait": 0.5}),
-        Considered(instance=InstanceId("b"), filtered="drained"),
-        Considered(instance=InstanceId("c"), score=2.0),
-    )
     return Decision(
         ticket=ticket("r-1", attempt=attempt, queued_at=999.75),
         at=1000.0,
         strategy="round_robin",
         standing=standing,
         picked=InstanceId("a") if standing is Standing.PICKED else None,
-        considered=considered,
+        instances=tuple(map(InstanceId, "abc")),
+        filtered={InstanceId("b"): "drained"},
+        terms={InstanceId("a"): {"load": 1.0, "wait": 0.5}, InstanceId("c"): {"load": 2.0}},
     )
 
 
@@ -115,7 +112,7 @@ def test_a_decision_explains_filters_scores_and_terms_as_json() -> None:
         "considered": [
             {"instance": "a", "filtered": None, "score": 1.5, "terms": {"load": 1.0, "wait": 0.5}},
             {"instance": "b", "filtered": "drained", "score": None, "terms": {}},
-            {"instance": "c", "filtered": None, "score": 2.0, "terms": {}},
+            {"instance": "c", "filtered": None, "score": 2.0, "terms": {"load": 2.0}},
         ],
     }
 

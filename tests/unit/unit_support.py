@@ -118,7 +118,7 @@ class FakeView:
     def paused_until(self, now: float) -> float | None:
         return self.paused
 
-    def no_room_until(self, now: float) -> float | None:
+    def no_room_until(self, variant: Variant, now: float) -> float | None:
         return self.no_room
 
     def gated_until(self, variant: Variant, now: float) -> float | None:
@@ -212,6 +212,8 @@ class House:
     dispatcher: Dispatcher
     decisions: list[Decision] = field(default_factory=list)
     loads: list[tuple[Instance, Load]] = field(default_factory=list)
+    crowded: set[InstanceId] = field(default_factory=set)
+    """Those without room for a load."""
 
 
 def house(
@@ -223,6 +225,7 @@ def house(
 ) -> House:
     fleet = Fleet(instances, clock=clock)
     loads: list[tuple[Instance, Load]] = []
+    crowded: set[InstanceId] = set()
     queue = RequestQueue(limit=limit)
     decisions: list[Decision] = []
 
@@ -230,17 +233,22 @@ def house(
         decisions.append(decision)
         watch(decision)
 
+    def load(where: Instance, variant: Variant) -> bool:
+        if where.id in crowded:
+            fleet.no_room(where, variant, among=fleet.instances())
+            return False
+        loads.append((where, fleet.load_began(where, variant, patience_seconds=60.0)))
+        return True
+
     dispatcher = Dispatcher(
         fleet=fleet,
         queue=queue,
         scheduler=Scheduler(fleet, strategy=strategy, random=Random(1)),
         clock=clock,
-        load=lambda where, variant: loads.append(
-            (where, fleet.load_began(where, variant, patience_seconds=60.0))
-        ),
+        load=load,
         on_decision=decided,
     )
-    return House(fleet, queue, dispatcher, decisions, loads)
+    return House(fleet, queue, dispatcher, decisions, loads, crowded)
 
 
 async def settle() -> None:
