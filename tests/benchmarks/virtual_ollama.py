@@ -1,7 +1,7 @@
 """`OLLAMA_BINARY=… python -m tests.benchmarks.virtual_ollama A.gguf B.gguf`: virtual time, and real Ollamas.
 
 Two processes with one slot and one thread each, and two models of which each has room for one. The rates in
-virtual time are medians of what Ollama counted in all runs together, tokens those of each request; load times
+virtual time are means of what Ollama counted in all runs together, tokens those of each request; load times
 are measured on an idle process.
 """
 
@@ -35,7 +35,7 @@ from tests.benchmarks.virtual import (
     told,
 )
 
-POLICIES = ("least_connections", "least_connections@immediate", "round_robin@immediate")
+POLICIES = ("least_connections", "round_robin@immediate", "random@immediate")
 _NAMES = ("a:latest", "b:latest")
 _CONTEXT = 2048
 
@@ -91,12 +91,13 @@ async def load_seconds(url: str) -> float:
 
 
 def rates_of(answers: Sequence[Answer], loads: Sequence[float]) -> ServiceRates:
-    """Medians of what was counted."""
+    """All tokens that were counted over all seconds, as waits follow from means."""
+    counted = [each for each in answers if each.prompt]
     return ServiceRates(
-        prefill_tokens_per_second=median(
-            each.prompt / each.prompt_seconds for each in answers if each.prompt
-        ),
-        decode_tokens_per_second=median(each.answer / each.answer_seconds for each in answers if each.prompt),
+        prefill_tokens_per_second=sum(each.prompt for each in counted)
+        / sum(each.prompt_seconds for each in counted),
+        decode_tokens_per_second=sum(each.answer for each in counted)
+        / sum(each.answer_seconds for each in counted),
         load_base_seconds=median(loads),
         load_bytes_per_second=1e15,
     )
@@ -145,7 +146,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.virtual_ollama", description=__doc__)
     parser.add_argument("files", type=Path, nargs=2, metavar="GGUF")
     parser.add_argument("--requests", type=int, default=60, help="of each run (60)")
-    parser.add_argument("--rate", type=float, default=0.5, help="requests per second (0.5)")
+    parser.add_argument("--rate", type=float, default=0.7, help="requests per second (0.7)")
     parser.add_argument("--seed", type=int, default=1)
     chosen = parser.parse_args()
     models = {name: file.read_bytes() for name, file in zip(_NAMES, chosen.files, strict=True)}
