@@ -4,17 +4,9 @@ import asyncio
 
 import pytest
 
-from balancer.core.ticket import InstanceId, Lease, Outcome, Ticket, Verdict
+from balancer.core.ticket import InstanceId, Outcome, Verdict
 from balancer.errors import DeadlinePassed, NoInstance, QueueFull, Stopping, UnknownModel
-from tests.unit.unit_support import OK, FakeClock, House, house, instance, settle, ticket
-
-Wait = asyncio.Task[Lease]
-
-
-async def ask(it: House, *tickets: Ticket) -> list[Wait]:
-    waits = [asyncio.create_task(it.dispatcher.acquire(each)) for each in tickets]
-    await settle()
-    return waits
+from tests.unit.unit_support import OK, FakeClock, House, Wait, ask, house, instance, settle, ticket
 
 
 def granted(waits: list[Wait]) -> list[bool]:

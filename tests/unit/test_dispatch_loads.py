@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from balancer.core.ticket import Blame, InstanceId, Lease, Outcome, Ticket, Verdict
+from balancer.core.ticket import Blame, InstanceId, Outcome, Ticket, Verdict
 from balancer.errors import NoInstance
 from balancer.fleet.breaker import BreakerPolicy, Breakers
 from balancer.fleet.health import Health, HealthPolicy
@@ -14,8 +14,10 @@ from tests.unit.unit_support import (
     FakeClock,
     House,
     LoopClock,
+    ask,
     house,
     instance,
+    leave,
     run_virtually,
     settle,
     ticket,
@@ -27,19 +29,6 @@ CANNOT = Outcome(verdict=Verdict.FAILURE, kind="oom", error="out of memory", bla
 GONE = Outcome(verdict=Verdict.FAILURE, kind="connection_lost", error="it broke off", blames=Blame.INSTANCE)
 BUSY = Outcome(verdict=Verdict.NEUTRAL, kind="busy", error="server busy")
 QUICK = BreakerPolicy(threshold=1, reset_seconds=30.0)
-Wait = asyncio.Task[Lease]
-
-
-async def ask(it: House, *tickets: Ticket) -> list[Wait]:
-    waits = [asyncio.create_task(it.dispatcher.acquire(each)) for each in tickets]
-    await settle()
-    return waits
-
-
-async def leave(*waits: Wait) -> None:
-    for each in waits:
-        each.cancel()
-    await asyncio.gather(*waits, return_exceptions=True)
 
 
 def patient(name: str, clock: LoopClock | FakeClock, **facts: object) -> Ticket:

@@ -1,24 +1,9 @@
 """Dispatch where devices have no room for a load, and whom a slot that came back concerns."""
 
-import asyncio
+from balancer.core.ticket import InstanceId, Outcome, Ticket, TicketId, Verdict
+from tests.unit.unit_support import OK, FakeClock, House, ask, house, instance, leave, settle, ticket
 
-from balancer.core.ticket import InstanceId, Lease, Outcome, Ticket, TicketId, Verdict
-from tests.unit.unit_support import OK, FakeClock, House, house, instance, settle, ticket
-
-Wait = asyncio.Task[Lease]
 A, B = InstanceId("a"), InstanceId("b")
-
-
-async def ask(it: House, *tickets: Ticket) -> list[Wait]:
-    waits = [asyncio.create_task(it.dispatcher.acquire(each)) for each in tickets]
-    await settle()
-    return waits
-
-
-async def leave(*waits: Wait) -> None:
-    for each in waits:
-        each.cancel()
-    await asyncio.gather(*waits, return_exceptions=True)
 
 
 def looked_at(it: House) -> list[TicketId]:

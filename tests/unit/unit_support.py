@@ -12,7 +12,7 @@ from typing import Any, cast
 from balancer.admission.queue import RequestQueue
 from balancer.core.decision import Decision
 from balancer.core.names import ModelName, canonical_name
-from balancer.core.ticket import ClientId, InstanceId, Outcome, Priority, Ticket, TicketId, Verdict
+from balancer.core.ticket import ClientId, InstanceId, Lease, Outcome, Priority, Ticket, TicketId, Verdict
 from balancer.core.variant import Variant
 from balancer.dispatch import Dispatcher
 from balancer.fleet.breaker import BreakerPolicy, Breakers
@@ -255,6 +255,23 @@ async def settle() -> None:
     """Let every task that can go on do so."""
     for _ in range(5):
         await asyncio.sleep(0)
+
+
+Wait = asyncio.Task[Lease]
+
+
+async def ask(it: House, *tickets: Ticket) -> list[Wait]:
+    """Let each ask for a slot, in this order."""
+    waits = [asyncio.create_task(it.dispatcher.acquire(each)) for each in tickets]
+    await settle()
+    return waits
+
+
+async def leave(*waits: Wait) -> None:
+    """Nobody waits any more."""
+    for each in waits:
+        each.cancel()
+    await asyncio.gather(*waits, return_exceptions=True)
 
 
 def fed(body: bytes, *, size: int | None = None) -> Tail:
