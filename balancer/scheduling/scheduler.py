@@ -159,9 +159,17 @@ def _free(
             ends.append(hold.until)
     if len(free) < 2:
         return free, ends, for_room
-    steady = [each for each in free if not each.suspect]
-    free = _narrow(free, steady, "newest probe failed", filtered)
+    free = _narrow(free, _trusted(ticket, free), "newest probe failed", filtered)
     return _narrow(free, [each for each in free if not each.spare], "spare", filtered), ends, for_room
+
+
+def _trusted(ticket: Ticket, free: list[InstanceView]) -> list[InstanceView]:
+    """Those whose newest probe went well; where there is none, those that at least need no load, as nobody
+    waits for a load at a suspect."""
+    steady = [each for each in free if not each.suspect]
+    if steady or ticket.variant is None or not ticket.needs_slot:
+        return steady
+    return [each for each in free if each.warm(ticket.variant)]
 
 
 def _narrow(

@@ -244,3 +244,12 @@ def test_scheduling_imports_nothing_that_does_io_or_reads_time() -> None:
                 if n not in allowed and not n.startswith(("balancer.core", "balancer.scheduling"))
             ]
             assert foreign == [], path
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_load_begins_at_a_suspect_while_another_suspect_needs_none(seed: int) -> None:
+    cold, warm = view("a", suspect=True, resident=False), view("b", suspect=True)
+
+    assert decide(cold, warm, seed=seed).picked == "b"
+    assert decide(cold, seed=seed).standing is Standing.LOAD
+    assert decide(cold, warm, view("c", resident=False), seed=seed).picked == "c"
