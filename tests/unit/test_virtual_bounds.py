@@ -64,10 +64,10 @@ def problem(
     return LoadProblem(
         requests=tuple(map(int, requests)),
         sizes=tuple(map(int, sizes)),
-        costs=facts.pop("costs", (1.0,) * len(sizes)),  # type: ignore[arg-type]
+        costs=facts.pop("costs", (1.0,) * len(sizes)),  # type: ignore[arg-type]  # a test names what it needs
         capacities=capacities,
         residents=tuple(frozenset(map(int, each)) for each in residents),
-        **facts,  # type: ignore[arg-type]
+        **facts,  # type: ignore[arg-type]  # likewise
     )
 
 
@@ -151,6 +151,6 @@ def test_the_lower_bound_sets_the_dearest_bytes_apart() -> None:
 def test_a_problem_that_cannot_be_is_refused(facts: dict[str, object], told: str) -> None:
     possible = {"requests": (0,), "sizes": (4, 9, 4), "costs": (1.0, 1.0, 1.0), "capacities": (5,)}
 
-    LoadProblem(**possible)  # type: ignore[arg-type]
+    LoadProblem(**possible)  # type: ignore[arg-type]  # values of several types
     with pytest.raises(ValueError, match=told):
-        LoadProblem(**{**possible, **facts})  # type: ignore[arg-type]
+        LoadProblem(**{**possible, **facts})  # type: ignore[arg-type]  # likewise

@@ -87,7 +87,7 @@ def test_a_queue_served_by_hand_waits_as_long(servers: int, draw: object, scv: f
         first = min(range(servers), key=free_at.__getitem__)
         begins = max(now, free_at[first])
         waited += begins - now
-        free_at[first] = begins + draw(random)  # type: ignore[operator]
+        free_at[first] = begins + draw(random)  # type: ignore[operator]  # a draw is a float
 
     expected = mgk_wait_seconds(load * servers, 1.0, servers, service_scv=scv)
     assert waited / count == pytest.approx(expected, rel=0.1)
