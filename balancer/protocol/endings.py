@@ -39,6 +39,7 @@ class Counters(msgspec.Struct, frozen=True):
     load_seconds: float | None = None
     prompt_seconds: float | None = None
     generation_seconds: float | None = None
+    total_seconds: float | None = None
 
 
 class Tail:
@@ -181,6 +182,7 @@ def read_counters(operation: Operation, tail: Tail) -> Counters:
             load_seconds=_seconds(numbers.get(b"load_duration")),
             prompt_seconds=_seconds(numbers.get(b"prompt_eval_duration")),
             generation_seconds=_seconds(numbers.get(b"eval_duration")),
+            total_seconds=_seconds(numbers.get(b"total_duration")),
         )
     usages = list(_USAGE.finditer(tail.data))
     numbers = _numbers(usages[-1] if usages else None)

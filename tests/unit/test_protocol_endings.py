@@ -129,6 +129,7 @@ def test_counters_of_a_native_answer_are_those_of_its_last_record(recorded: Reco
             load_seconds=last["load_duration"] / 1e9,
             prompt_seconds=last["prompt_eval_duration"] / 1e9,
             generation_seconds=last["eval_duration"] / 1e9,
+            total_seconds=last["total_duration"] / 1e9,
         ) == read_counters(operation_of(recorded), fed(recorded.body, size=size))
 
 

@@ -121,7 +121,7 @@ def test_a_context_far_larger_than_the_tail_hides_neither_end_nor_counters(size:
     tail = fed(before + last, size=size)
 
     assert judge(GENERATE, tail) is Ending.WHOLE
-    assert Counters(11, 7, 1.5, 0.25, 0.7) == read_counters(GENERATE, tail)
+    assert Counters(11, 7, 1.5, 0.25, 0.7, 5.0) == read_counters(GENERATE, tail)
     assert judge(GENERATE, fed((before + last)[:-200], size=size)) is Ending.UNFINISHED
 
 
