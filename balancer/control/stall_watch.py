@@ -22,6 +22,7 @@ from balancer.core.ticket import InstanceId, Lease, Silence
 from balancer.errors import InstanceError, SlotLost
 from balancer.fleet.fleet import Fleet
 from balancer.fleet.instance import Instance
+from balancer.fleet.learned_slots import cut_seconds
 from balancer.telemetry.logs import Logger
 from balancer.telemetry.metrics import Metrics
 from balancer.upstream.control_client import ControlClient
@@ -34,8 +35,6 @@ _CURE_LASTS_SECONDS = 600.0
 _PREDICTED_TIMES = 3.0
 _UNKNOWN_TOKENS_PER_SECOND = 50.0
 """What a prompt is evaluated at where nothing was measured."""
-_CUT_TOKENS_SQUARED_PER_SECOND = 1.5e8
-"""To cut a chat of short messages takes Ollama time in the square of its length."""
 _CUT_LONGEST_SECONDS = 900.0
 
 
@@ -152,7 +151,7 @@ class StallWatch:
 
     def _ask_seconds(self, silence: Silence) -> float:
         """How long Ollama may work on a request before its runner does."""
-        cut = (silence.lease.ticket.prompt_tokens or 0) ** 2 / _CUT_TOKENS_SQUARED_PER_SECOND
+        cut = cut_seconds(silence.lease.ticket.prompt_tokens or 0)
         return max(self.times.ask, min(cut, _CUT_LONGEST_SECONDS))
 
     def _patience_seconds(self, instance: Instance, waiting: Sequence[Silence]) -> float:
@@ -162,7 +161,10 @@ class StallWatch:
 
     def _prefill_seconds(self, instance: Instance, silence: Silence) -> float:
         ticket = silence.lease.ticket
-        return instance.prefill_seconds(ticket) or (ticket.prompt_tokens or 0) / _UNKNOWN_TOKENS_PER_SECOND
+        return (
+            instance.learned.prefill_seconds(ticket)
+            or (ticket.prompt_tokens or 0) / _UNKNOWN_TOKENS_PER_SECOND
+        )
 
     async def _act(
         self, instance: Instance, model: ModelName, waiting: Sequence[Silence], seconds: float
