@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import msgspec
 
 from balancer.accounting.ledger import Ledger
+from balancer.accounting.lessons import Lessons, work_of
 from balancer.accounting.record import RequestRecord
 from balancer.admission.retry_budget import RetryBudget
 from balancer.clock import Clock
@@ -37,7 +38,7 @@ from balancer.fleet.instance import Instance
 from balancer.fleet.residency import EVICTION_SECONDS
 from balancer.forwarding.adapted import adapted
 from balancer.overdue import Overdue
-from balancer.protocol.endings import Ending, judge
+from balancer.protocol.endings import Ending, judge, read_counters
 from balancer.protocol.failures import (
     BUSY,
     CRASH,
@@ -109,6 +110,7 @@ class Attempts:
         self._budget = RetryBudget()
         self._silent: Overdue[_Try] = Overdue(_SILENCE_SECONDS, self._stays_silent)
         self._long_silent: dict[_Try, Silence] = {}
+        self._lessons = Lessons(clock)
 
     def retry_after_seconds(self) -> float:
         """When a request that was turned away may try again, as dispatch estimates it."""
@@ -128,18 +130,6 @@ class Attempts:
         for each in tuple(self._long_silent):
             if each.lease is lease:
                 self._client.give_up(lease.url, each.upstream, error)
-
-    def learn(self, record: RequestRecord) -> None:
-        """Take over what an answer tells of how fast its instance evaluates prompts."""
-        operation, counters, instance = record.operation, record.counters, InstanceId(record.instance)
-        if operation is None or operation.variant is None or instance not in self._fleet:
-            return
-        if counters.load_seconds and counters.load_seconds > LOADED_SECONDS:
-            self._look(instance)
-        if counters.prompt_tokens and counters.prompt_seconds:
-            self._fleet.get(instance).learn_prefill(
-                operation.variant.model, counters.prompt_tokens, counters.prompt_seconds
-            )
 
     async def answered(self, ticket: Ticket, upstream: UpstreamRequest, record: RequestRecord) -> Exchange:
         """An exchange whose answer has begun, at whichever instance gave one: the first answer that no
@@ -191,7 +181,9 @@ class Attempts:
         try:
             if lease.runtime is not Runtime.OLLAMA:
                 upstream = self._adapted(lease, record, upstream)
-            return await self._client.exchange(lease.url, upstream)
+            exchange = await self._client.exchange(lease.url, upstream)
+            self._lessons.answered(lease)
+            return exchange
         except InstanceError as error:
             self._failed(lease, record, error)
             raise
@@ -214,7 +206,7 @@ class Attempts:
         """The failure that a whole error answer tells, else None; from here on the lease goes back with
         the end of the exchange."""
         if exchange.status < 400:
-            exchange.when_ended(lambda error: self._ended(lease, record, _outcome(exchange, record, error)))
+            exchange.when_ended(lambda error: self._answer_ended(exchange, lease, record, error))
             if record.operation is not None and record.operation.needs_slot:
                 exchange.end_when_silent(self.silent_seconds)
             return None
@@ -286,6 +278,8 @@ class Attempts:
         record.attempts = ticket.attempt
         record.instance, record.reason = lease.instance, lease.reason
         self._ledger.leased(record)
+        streams = record.operation is not None and record.operation.stream
+        self._lessons.begin(lease, self._fleet.find(lease), streams=streams)
         return lease
 
     async def _acquire(self, ticket: Ticket, record: RequestRecord) -> Lease:
@@ -318,6 +312,17 @@ class Attempts:
             self._fleet.failed(instance, str(error), refused=True, incarnation=lease.incarnation)
         self._return(lease, record, _broken(error.kind, str(error)))
 
+    def _answer_ended(
+        self, exchange: Exchange, lease: Lease, record: RequestRecord, error: BalancerError | None
+    ) -> None:
+        """As `_ended`, of a good answer: its counters are known from here on."""
+        outcome = _outcome(exchange, record, error)
+        if exchange.status < 300 and record.operation is not None:
+            record.counters = read_counters(record.operation, exchange.tail)
+        if (record.counters.load_seconds or 0.0) > LOADED_SECONDS:
+            self._look(lease.instance)
+        self._ended(lease, record, outcome)
+
     def _ended(self, lease: Lease, record: RequestRecord, outcome: Outcome) -> None:
         """The instance has no more part in the exchange; a failure after the first byte counts too."""
         if outcome.verdict is Verdict.FAILURE:
@@ -334,6 +339,11 @@ class Attempts:
 
     def _return(self, lease: Lease, record: RequestRecord, outcome: Outcome) -> None:
         self._ledger.returned(record, lease.instance)
+        # Before its slot is lent again, as it may teach that there are fewer.
+        whole = outcome.verdict is Verdict.SUCCESS
+        tokens = lease.ticket.prompt_tokens or 0
+        work = work_of(record.operation, record.counters, asked_tokens=tokens) if whole else None
+        self._lessons.end(lease, outcome, work)
         self._dispatcher.release(lease, outcome)
         instance = self._fleet.find(lease)
         if instance is not None and instance.loading is not None:

@@ -37,7 +37,6 @@ from balancer.forwarding.downstream import BodySource, ClientRequest, Sink, send
 from balancer.forwarding.relay import relay
 from balancer.forwarding.stores import StoreRequest, Stores
 from balancer.protocol.encoding import inflate_zstd
-from balancer.protocol.endings import read_counters
 from balancer.protocol.errors import error_body
 from balancer.protocol.headers import Headers, header, upstream_headers
 from balancer.protocol.parse import parse_request, refuse_model_in_query
@@ -258,9 +257,6 @@ class Pipeline:
         record.first_byte_at = relayed.first_byte_at
         record.answer_bytes = relayed.answer_bytes
         record.outcome = relayed.kind
-        if head.status < 300:
-            record.counters = read_counters(operation, exchange.tail)
-            self._attempts.learn(record)
 
     async def _read(self, request: ClientRequest, record: RequestRecord, held: HeldBody) -> bytes:
         encoding = _encoding(request)

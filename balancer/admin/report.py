@@ -1,5 +1,6 @@
 """The state of the balancer as JSON-ready data: what the admin API answers and `status` prints."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 from balancer.accounting.ledger import Ledger
@@ -11,6 +12,7 @@ from balancer.clock import Clock
 from balancer.control.device_watch import DeviceWatch
 from balancer.control.instance_health import InstanceHealth
 from balancer.control.reloader import Reloader
+from balancer.core.rates import Rates
 from balancer.core.ticket import InstanceId, TicketId
 from balancer.core.variant import Variant
 from balancer.fleet.breaker import BreakerState
@@ -211,6 +213,7 @@ class Report:
             "cooling": instance.cooling,
             "loading": [str(instance.loading)] if instance.loading else [],
             "max_concurrent_requests": instance.spec.max_concurrent_requests,
+            "shared": instance.learned.shared,
             "store": instance.store,
             "models": sorted(inventory.models) if inventory else [],
             "runners": [
@@ -219,6 +222,8 @@ class Report:
                     "digest": runner.digest,
                     "generation": runner.generation,
                     "slots": instance.slots(Variant(runner.model)),
+                    "slots_learned": instance.learned.slots_learned(runner.model),
+                    "rates": _rates(instance.learned.rates(runner.model)),
                     "running": instance.running_of(runner.model),
                     "size": runner.row.get("size"),
                     "size_vram": runner.row.get("size_vram"),
@@ -229,6 +234,11 @@ class Report:
             ],
             "lists_age_seconds": age,
         }
+
+
+def _rates(rates: Rates | None) -> Mapping[str, object] | None:
+    """What was learned of a runner; without samples of its own, what was elsewhere."""
+    return None if rates is None else dataclasses.asdict(rates)
 
 
 def _status(usable: int, total: int, undetected: str | None) -> str:

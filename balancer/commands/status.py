@@ -88,6 +88,7 @@ def _state(row: _Row) -> str:
     cooling = row.get("cooling", 0)
     cooling = sum(cooling.values()) if isinstance(cooling, Mapping) else cooling
     told += [f"{cooling} slots cooling"] if cooling else []
+    told += ["shared"] if row.get("shared") else []
     return ", ".join(told)
 
 

@@ -4,8 +4,24 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from balancer.core.names import ModelName
+from balancer.core.rates import Rates
 from balancer.core.ticket import InstanceId
 from balancer.core.variant import Variant
+
+
+class LearnedView(Protocol):
+    """What a strategy may know of what an instance's answers have taught."""
+
+    def rates(self, model: ModelName) -> Rates | None:
+        """How fast the model's runner works there, as elsewhere where nothing was measured there; None where
+        nothing was measured at all."""
+
+    def output_tokens(self, model: ModelName) -> float | None:
+        """The length to expect of an answer; None where none was seen anywhere."""
+
+    def remaining_tokens(self, model: ModelName, emitted: float) -> float | None:
+        """How many tokens are to be expected still of an answer that has so many; None where none was seen
+        anywhere."""
 
 
 class InstanceView(Protocol):
@@ -84,6 +100,16 @@ class InstanceView(Protocol):
 
     def warm(self, variant: Variant) -> bool:
         """Whether a request for the variant needs no load, as far as is known."""
+
+    @property
+    def learned(self) -> LearnedView:
+        """What its answers have taught."""
+
+    def load_seconds(self, variant: Variant) -> float:
+        """How long to load the variant is expected to take: as measured, else by its size."""
+
+    def sharing(self, model: ModelName) -> int:
+        """How many runners work on its devices, that of the model included whether it works or not."""
 
     @property
     def loading(self) -> Variant | None:

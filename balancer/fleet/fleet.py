@@ -12,6 +12,7 @@ from balancer.core.names import ModelName
 from balancer.core.ticket import InstanceId, Lease, Outcome, Verdict
 from balancer.core.variant import Variant
 from balancer.fleet.instance import DrainedBy, Instance
+from balancer.fleet.rates import RateBook
 from balancer.fleet.residency import Row
 from balancer.fleet.stores import learn_shared_stores
 
@@ -37,6 +38,8 @@ class Fleet:
         self._on_down: list[Listener] = []
         self._on_members: list[Callable[[], None]] = []
         self._past_lives: dict[InstanceId, int] = {}
+        self._book = RateBook()
+        self._acquaint()
 
     def instances(self) -> Sequence[Instance]:
         """All instances, usable or not."""
@@ -68,6 +71,7 @@ class Fleet:
         for name, instance in self._instances.items():
             if before.get(name) is not instance and name in self._past_lives:
                 instance.incarnation = self._past_lives[name] + 1
+        self._acquaint()
         for told in self._on_members:
             told()
 
@@ -150,7 +154,9 @@ class Fleet:
     def loaded(self, instance: Instance, load: Load, outcome: Outcome) -> None:
         """A load was answered; it is believed until a list that was read later tells otherwise."""
         if outcome.verdict is Verdict.SUCCESS and load.incarnation == instance.incarnation:
-            instance.residency.loaded(load.variant, self._clock.monotonic())
+            now = self._clock.monotonic()
+            instance.residency.loaded(load.variant, now)
+            instance.learned.learn_load(load.variant.model, now - load.began_at)
 
     def load_ended(self, instance: Instance, load: Load, outcome: Outcome) -> None:
         """A load ended. A failure counts against what is to blame for it. What belongs to an earlier
@@ -186,6 +192,19 @@ class Fleet:
     def models(self) -> set[ModelName]:
         """Every model that some usable instance has."""
         return {name for each in self.usable() if each.inventory for name in each.inventory.models}
+
+    def _acquaint(self) -> None:
+        """Give all members one rate book, and each its neighbours."""
+        members = tuple(self._instances.values())
+        self._book.keep({each.spec.url for each in members})
+        for instance in members:
+            instance.learned.book = self._book
+            own = frozenset(instance.spec.devices or ())
+            instance.neighbours = tuple(
+                each
+                for each in members
+                if each is not instance and not own.isdisjoint(each.spec.devices or ())
+            )
 
     def _tell(self, listeners: Iterable[Listener], instance: Instance) -> None:
         for listener in listeners:

@@ -9,15 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from balancer.core.names import ModelName, canonical_name, is_cloud_name
+from balancer.core.names import ModelName, is_cloud_name
 from balancer.core.plan import Runtime
 from balancer.core.serving import serves
 from balancer.core.ticket import InstanceId, Lease, Outcome, Ticket, Trial, Verdict
 from balancer.core.variant import Variant
 from balancer.fleet.breaker import NOTHING_SAID, Breakers
+from balancer.fleet.courses import ON_ITS_WAY_SECONDS
 from balancer.fleet.health import Health, HealthState
+from balancer.fleet.learned import Learned
 from balancer.fleet.no_room import NoRoom
-from balancer.fleet.residency import Inventory, Residency, Row, Runner, by_name
+from balancer.fleet.residency import Inventory, Residency, Row, by_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,17 +53,8 @@ class DrainedBy(StrEnum):
     RESTART = "restart"
 
 
-_BATCH_TOKENS = 512
-"""A runner's default num_batch. Source: Ollama v0.33 api/types.go."""
-_COOLING_UNKNOWN_SECONDS = 0.25
-_COOLING_LONGEST_SECONDS = 5.0
-_ON_ITS_WAY_SECONDS = 0.1
-"""By then a request that was sent has reached its runner."""
 _PAUSE_SECONDS = 1.0
 """At least so long after a load failed no other load of the model is tried there."""
-_PREFILL_SMOOTHING = 0.3
-_PREFILL_TOKENS = 128
-"""Shorter prompts say more of what surrounds an evaluation than of its rate."""
 
 
 class Instance:
@@ -89,8 +82,9 @@ class Instance:
         self.no_room = NoRoom()
         self.changes_of_memory = 0
         self._answered_at: dict[ModelName, float] = {}
-        self._prefill_rates: dict[ModelName, float] = {}
-        self._generations = 0
+        self.learned = Learned(spec.url)
+        self.neighbours: tuple[Instance, ...] = ()
+        """Those that share a device with it, as the fleet tells."""
 
     def respecify(self, fresh: "Instance") -> None:
         """Take over how another of the same URL was configured, and keep what is known and lent."""
@@ -153,6 +147,11 @@ class Instance:
         """Whether the configuration does not reserve it for other models."""
         return not self.spec.models or model in self.spec.models
 
+    def _only_embeds(self, model: ModelName) -> bool:
+        row = self.inventory.models.get(model) if self.inventory is not None else None
+        able = row.get("capabilities") if row is not None else None
+        return isinstance(able, list) and "embedding" in able and "completion" not in able
+
     def small_enough(self, model: ModelName) -> bool:
         """Whether a spare one would take it, as far as its lists tell; any other takes all sizes."""
         return self.spec.spare_bytes is None or 0 < self.size_bytes(model) <= self.spec.spare_bytes
@@ -176,13 +175,21 @@ class Instance:
     def running_of(self, model: ModelName) -> int:
         return len(self._leased_at.get(model, ()))
 
-    def slots(self, variant: Variant) -> int:
+    def slots_told(self, variant: Variant) -> int | None:
+        """How many slots a runner of the variant has by what is configured, else by what was read of it; None
+        where nothing tells. Source: Ollama v0.33 server/sched.go (models that only embed have one)."""
+        if self.is_ollama and self._only_embeds(variant.model):
+            return 1
         if self.spec.slots is not None:
             return self.spec.slots
         if self.spec.max_concurrent_requests is not None:
             return self.spec.max_concurrent_requests
         runner = self.inventory.runners.get(variant.model) if self.inventory else None
-        return runner.slots if runner and runner.slots else 1
+        return runner.slots if runner else None
+
+    def slots(self, variant: Variant) -> int:
+        """How many of them to use, by what was told and learned."""
+        return self.learned.slots(variant.model, self.slots_told(variant))
 
     def has_free_slot(self, variant: Variant) -> bool:
         cap = self.spec.max_concurrent_requests
@@ -242,31 +249,19 @@ class Instance:
         """Lend no slots but to this variant until then at the latest."""
         self.residency.gate(variant, until)
 
-    def learn_prefill(self, model: ModelName, tokens: int, seconds: float) -> None:
-        """Take one measured evaluation of a prompt into the running mean of its rate, tokens/s. Tokens
-        that were cached count as evaluated, so the rate is an upper bound."""
-        if tokens < _PREFILL_TOKENS or seconds <= 0:
-            return
-        rate = tokens / seconds
-        known = self._prefill_rates.get(model, rate)
-        self._prefill_rates[model] = known + _PREFILL_SMOOTHING * (rate - known)
-
     def cooling_seconds(self, ticket: Ticket) -> float:
-        """How long a runner goes on with a prompt that was cancelled: it stops at the end of a batch.
-        Source: observed on Ollama v0.33, 2 s to 3 s at 175 tokens/s."""
-        variant = ticket.variant
-        rate = self._prefill_rates.get(variant.model) if variant is not None else None
-        if variant is None or rate is None:
-            return _COOLING_UNKNOWN_SECONDS
-        asked = dict(variant.options).get("num_batch")
-        batch = asked if isinstance(asked, int) and asked > 0 else _BATCH_TOKENS
-        tokens = batch if ticket.prompt_tokens is None else min(batch, ticket.prompt_tokens)
-        return min(tokens / rate, _COOLING_LONGEST_SECONDS)
+        """How long a runner goes on with a prompt that was cancelled."""
+        return self.learned.cooling_seconds(ticket)
 
-    def prefill_seconds(self, ticket: Ticket) -> float:
-        """How long its prompt should take at least, by what was measured; 0 where nothing was."""
-        rate = self._prefill_rates.get(ticket.variant.model) if ticket.variant is not None else None
-        return (ticket.prompt_tokens or 0) / rate if rate is not None else 0.0
+    def load_seconds(self, variant: Variant) -> float:
+        """How long to load the variant is expected to take."""
+        return self.learned.load_seconds(variant.model, self.size_bytes(variant.model))
+
+    def sharing(self, model: ModelName) -> int:
+        """How many runners work on its devices, that of the model included whether it works or not. Those of
+        other models and of neighbours count while the balancer has requests there."""
+        others = len(self._leased_at) - (model in self._leased_at)
+        return 1 + others + sum(len(each._leased_at) for each in self.neighbours)
 
     def answered_at(self, model: ModelName) -> float:
         """When a request for it last ended well here, monotonic seconds; minus infinity where none did."""
@@ -311,7 +306,7 @@ class Instance:
         loading = self.residency.loading
         if loading is None or loading.model == model:
             return
-        if min(self._leased_at.get(model, ()), default=now) > now - _ON_ITS_WAY_SECONDS:
+        if min(self._leased_at.get(model, ()), default=now) > now - ON_ITS_WAY_SECONDS:
             self.residency.doubt(model, now)
 
     def settle(self, lease: Lease, outcome: Outcome, now: float) -> None:
@@ -367,32 +362,17 @@ class Instance:
             read_at=at,
             runners_at=runners_before if runners is None else at,
             models=before.models if models is None and before else by_name(models or ()),
-            runners=known
-            if runners is None
-            else {
-                runner.model: runner
-                for runner in (self._runner_of(row, known, slots) for row in reversed(runners))
-                if not self.residency.unloaded_since(runner.model, at)
-            },
+            runners=known if runners is None else self.residency.runners_of(runners, known, slots, at),
         )
         news = before is None or before.models != self.inventory.models or runners_before is None
         if runners is not None:
             self.changes_of_memory += known.keys() != self.inventory.runners.keys()
             news |= self.residency.runners_read(known, self.inventory.runners, at)
+        news |= self.learned.forget_strangers(at)
         for model in self.breakers.models:
             if before is None or before.models.get(model) != self.inventory.models.get(model):
                 self.breakers.forget(model)
         return news
-
-    def _runner_of(self, row: Row, known: Mapping[ModelName, Runner], slots: Mapping[str, int]) -> Runner:
-        model = canonical_name(str(row["name"]))
-        digest = str(row.get("digest", ""))
-        before = known.get(model)
-        same = before is not None and before.digest == digest
-        if before is not None and same and before.row.get("context_length") == row.get("context_length"):
-            return Runner(model, digest, before.generation, slots.get(digest, before.slots), row)
-        self._generations += 1
-        return Runner(model, digest, self._generations, slots.get(digest), row)
 
 
 def own_store(instance: InstanceId) -> str:

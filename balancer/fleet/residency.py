@@ -68,6 +68,7 @@ class Residency:
         self._gate: tuple[Variant, float] | None = None
         self._doubted: dict[ModelName, float] = {}
         self._unloaded: dict[ModelName, float] = {}
+        self._generations = 0
 
     def warm(self, variant: Variant, inventory: Inventory | None) -> bool:
         """Whether a request for the variant needs no load. Where no list could be read, or the list is
@@ -132,6 +133,14 @@ class Residency:
             return None
         return self._gate[1]
 
+    def runners_of(
+        self, rows: Sequence[Row], known: Mapping[ModelName, Runner], slots: Mapping[str, int], at: float
+    ) -> Mapping[ModelName, Runner]:
+        """Those that a list read then names, less those that were unloaded since. One that was there before
+        with the same digest and context keeps its generation, and its slots where `slots` has none."""
+        runners = (self._runner_of(row, known, slots) for row in reversed(rows))
+        return {each.model: each for each in runners if not self.unloaded_since(each.model, at)}
+
     def runners_read(
         self, known: Mapping[ModelName, Runner], runners: Mapping[ModelName, Runner], at: float
     ) -> bool:
@@ -174,6 +183,16 @@ class Residency:
         self._unloaded.clear()
         self._unlisted.clear()
         self._let_through.clear()
+
+    def _runner_of(self, row: Row, known: Mapping[ModelName, Runner], slots: Mapping[str, int]) -> Runner:
+        model = canonical_name(str(row["name"]))
+        digest = str(row.get("digest", ""))
+        before = known.get(model)
+        same = before is not None and before.digest == digest
+        if before is not None and same and before.row.get("context_length") == row.get("context_length"):
+            return Runner(model, digest, before.generation, slots.get(digest, before.slots), row)
+        self._generations += 1
+        return Runner(model, digest, self._generations, slots.get(digest), row)
 
 
 def by_name(rows: Sequence[Row]) -> Mapping[ModelName, Row]:

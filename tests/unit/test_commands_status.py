@@ -75,6 +75,7 @@ def test_a_model_on_the_cpu_is_seen_at_once(percent: float | None, shown: str) -
         ({"breakers": {"m": "open", "n": "closed"}}, "up, breaker open for m"),
         ({"cooling": 2}, "up, 2 slots cooling"),
         ({"cooling": {"m": 1, "n": 2}}, "up, 3 slots cooling"),
+        ({"shared": True}, "up, shared"),
     ],
 )
 def test_the_state_tells_all_that_keeps_requests_away(facts: dict[str, Any], state: str) -> None:

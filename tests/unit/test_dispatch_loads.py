@@ -7,8 +7,10 @@ import pytest
 from balancer.core.ticket import Blame, InstanceId, Outcome, Ticket, Verdict
 from balancer.errors import NoInstance
 from balancer.fleet.breaker import BreakerPolicy, Breakers
+from balancer.fleet.courses import Company
 from balancer.fleet.health import Health, HealthPolicy
 from balancer.fleet.instance import Instance, InstanceSpec
+from balancer.fleet.rates import Work
 from tests.unit.unit_support import (
     OK,
     FakeClock,
@@ -263,8 +265,9 @@ def test_who_waits_for_a_load_takes_a_warm_slot_that_is_free_sooner() -> None:
 def test_a_cancelled_prompt_cools_its_slot_before_it_is_lent_again() -> None:
     async def body(clock: LoopClock) -> None:
         a = instance("a", slots=1)
-        a.learn_prefill(ticket().variant.model, 1000, 4.0)  # type: ignore[union-attr]
         it = house(clock, a)
+        model = ticket().variant.model  # type: ignore[union-attr]
+        a.learned.book.learn(a.spec.url, model, Work(prompt_tokens=1000, prompt_seconds=4.0), Company())
         lease = await it.dispatcher.acquire(patient("1", clock))
         (wait,) = await ask(it, patient("2", clock, arrival=2))
 

@@ -19,6 +19,7 @@ from balancer.fleet.breaker import BreakerPolicy, Breakers
 from balancer.fleet.fleet import Fleet, Load
 from balancer.fleet.health import Health, HealthPolicy
 from balancer.fleet.instance import Instance, InstanceSpec
+from balancer.fleet.learned import Learned
 from balancer.protocol.endings import Tail
 from balancer.scheduling.scheduler import Scheduler
 
@@ -105,6 +106,15 @@ class FakeView:
     unserved: frozenset[str] = frozenset()
     spare: bool = False
     small: bool = True
+    others_at_work: int = 0
+    load: float = 1.5
+    learned: Learned = field(default_factory=lambda: Learned("http://view"))
+
+    def load_seconds(self, variant: Variant) -> float:
+        return self.load
+
+    def sharing(self, model: ModelName) -> int:
+        return 1 + self.others_at_work
 
     def small_enough(self, model: ModelName) -> bool:
         return self.small
