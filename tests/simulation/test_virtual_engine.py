@@ -8,6 +8,7 @@ import pytest
 from balancer.control.prober import Prober
 from balancer.core.ticket import Blame, Priority
 from balancer.fleet.instance import Instance
+from balancer.fleet.rates import RateBook
 from balancer.simulator.service_model import ServiceRates
 from balancer.simulator.virtual.outcomes import Outcome
 from balancer.simulator.virtual.run import serve
@@ -114,9 +115,11 @@ def test_what_was_evaluated_for_a_client_that_left_stays_cached(patience: float,
 
 def test_the_time_of_a_prompt_ends_where_the_first_token_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     """So do the simulated server's counters, and the balancer learns from them."""
-    told: list[tuple[int, float]] = []
+    told: list[tuple[int | None, float | None]] = []
     monkeypatch.setattr(
-        Instance, "learn_prefill", lambda _self, _model, tokens, seconds: told.append((tokens, seconds))
+        RateBook,
+        "learn",
+        lambda _self, _url, _model, work, _company: told.append((work.prompt_tokens, work.prompt_seconds)),
     )
 
     serve(scenario(), shapes(0), single_turns([(1.0, 500, 10)]), strategy=STRATEGY, seed=1)

@@ -8,18 +8,20 @@ import asyncio
 from collections.abc import Callable, Sequence
 from random import Random
 
+from balancer.accounting.lessons import Lessons
 from balancer.admission.queue import RequestQueue
 from balancer.control.loader import Loader
 from balancer.control.prober import Prober, ProbeTimes
 from balancer.control.room import Room
 from balancer.core.names import canonical_name
-from balancer.core.ticket import InstanceId
+from balancer.core.ticket import InstanceId, Lease, Outcome
 from balancer.dispatch import Dispatcher
 from balancer.fleet.breaker import BreakerPolicy, Breakers
 from balancer.fleet.device_ledger import DeviceLedger, Share
 from balancer.fleet.fleet import Fleet
 from balancer.fleet.health import Health, HealthPolicy
 from balancer.fleet.instance import Instance, InstanceSpec
+from balancer.fleet.rates import Work
 from balancer.scheduling.scheduler import Scheduler
 from balancer.scheduling.strategies import Strategy
 from balancer.settings.scenario import Scenario
@@ -30,7 +32,7 @@ from balancer.simulator.virtual.clairvoyant import Clairvoyant
 from balancer.simulator.virtual.clients import VirtualControl, VirtualUpstream
 from balancer.simulator.virtual.execution import Device
 from balancer.simulator.virtual.hardware import InstanceShape
-from balancer.simulator.virtual.instances import VirtualInstance
+from balancer.simulator.virtual.instances import Served, VirtualInstance
 from balancer.simulator.virtual.loop import VirtualClock
 from balancer.simulator.virtual.oracle import TrueState
 from balancer.telemetry.logs import make_logger
@@ -59,7 +61,9 @@ class VirtualFleet:
         seed: int,
     ) -> None:
         loop = asyncio.get_running_loop()
-        clock = VirtualClock(loop)
+        self._immediate = immediate
+        clock = self._clock = VirtualClock(loop)
+        self._lessons = Lessons(clock)
         self.models = {name: _model(name, each) for name, each in _specs(scenario).items()}
         self.devices = [Device(loop) for _ in range(1 + max(each.device for each in shapes))]
         self.instances = self._instances(scenario, shapes, seed, clock)
@@ -152,6 +156,26 @@ class VirtualFleet:
             )
         by_name = {each.name: each for beside in neighbours for each in beside}
         return [by_name[shape.id] for shape in shapes]
+
+    def sent(self, lease: Lease) -> None:
+        """A request is sent under a lease."""
+        self._lessons.begin(lease, self.fleet.find(lease), streams=False)
+
+    def ended(self, lease: Lease, outcome: Outcome, served: Served | None) -> None:
+        """It has ended: what its counters tell, as `accounting.lessons` reads them. Where the balancer is not
+        told that slots are ever taken, it is not to find out either."""
+        work = None
+        if served is not None:
+            told = served.load_seconds + served.prompt_seconds + served.output_seconds
+            left_over = max(0.0, self._clock.monotonic() - lease.leased_at - told)
+            work = Work(
+                prompt_tokens=lease.ticket.prompt_tokens,
+                prompt_seconds=served.prompt_seconds,
+                output_tokens=served.output_tokens,
+                output_seconds=served.output_seconds if served.output_tokens else None,
+                left_over_seconds=left_over if served.output_tokens and not self._immediate else None,
+            )
+        self._lessons.end(lease, outcome, work)
 
     def _decided(self, _decision: object) -> None:
         self.decisions += 1

@@ -38,6 +38,7 @@ class Served(msgspec.Struct, frozen=True, gc=False):
     cached_tokens: int
     prompt_seconds: float
     output_seconds: float
+    output_tokens: int
 
 
 def tokens_of(segments: Sequence[Segment]) -> int:
@@ -179,6 +180,7 @@ class VirtualInstance:
             cached_tokens=cached,
             prompt_seconds=evaluated_at - job.began_at,
             output_seconds=self._clock.now() - evaluated_at,
+            output_tokens=answer[1],
         )
 
     async def ask(self, path: str, body: Mapping[str, object]) -> tuple[int, Mapping[str, object]]:
@@ -392,4 +394,5 @@ def _beginning(prompt: Prompt, tokens: int) -> Prompt:
 
 def _row(model: Model) -> dict[str, object]:
     """An item of `/api/tags`."""
-    return {"name": model.name.display(), "size": model.weights.size_bytes, "digest": model.digest}
+    row = {"name": model.name.display(), "size": model.weights.size_bytes, "digest": model.digest}
+    return {**row, "capabilities": list(model.weights.capabilities)}

@@ -287,6 +287,7 @@ class _Run:
         task = asyncio.current_task()
         assert task is not None
         self._silent.begin(task)
+        self._virtual.sent(lease)
         job: Job | None = None
 
         def begun(its: Job) -> None:
@@ -306,20 +307,18 @@ class _Run:
             raise
         finally:
             self._silent.end(task)
-        self._return(lease, _OK)
+        self._return(lease, _OK, served)
         if served.load_seconds > LOADED_SECONDS:
             self._virtual.prober.look(lease.instance)
-        tokens = lease.ticket.prompt_tokens or 0
-        self._virtual.fleet.get(lease.instance).learn_prefill(model, tokens, served.prompt_seconds)
         if self._observe is not None:
             now = self._loop.time()
             self._observe(
                 Observation(
                     instance=lease.instance,
                     model=model,
-                    prompt_tokens=tokens,
+                    prompt_tokens=lease.ticket.prompt_tokens or 0,
                     prompt_seconds=served.prompt_seconds,
-                    output_tokens=answer[1],
+                    output_tokens=served.output_tokens,
                     output_seconds=served.output_seconds,
                     first_byte_seconds=served.first_byte_at - sent_at,
                     total_seconds=now - sent_at,
@@ -342,7 +341,8 @@ class _Run:
                 self._virtual.room.out_of_memory(instance)
         self._return(lease, broken)
 
-    def _return(self, lease: Lease, outcome: LeaseOutcome) -> None:
+    def _return(self, lease: Lease, outcome: LeaseOutcome, served: Served | None = None) -> None:
+        self._virtual.ended(lease, outcome, served)
         self._dispatcher.release(lease, outcome)
         if self._virtual.fleet.get(lease.instance).loading is not None:
             self._loop.call_later(EVICTION_SECONDS, self._virtual.prober.look, lease.instance)
