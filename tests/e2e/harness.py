@@ -24,6 +24,7 @@ from typing import Any
 import httpx
 
 from balancer.app import Addresses, Balancer
+from balancer.clock import Clock
 from balancer.settings import load
 from balancer.simulator import ModelStore, ServerConfig, ServiceRates, SimulatedOllama
 from balancer.telemetry.logs import make_logger
@@ -95,17 +96,21 @@ async def balancing(
     *,
     usable: int | None = None,
     runtime: str = "ollama",
+    slots: int | None = None,
+    clock: Clock | None = None,
     **settings: Any,
 ) -> AsyncIterator[Stack]:
-    """A balancer of this process in front of these, once so many of them (default: all) are usable."""
+    """A balancer of this process in front of these, once so many of them (default: all) are usable; by the
+    machine's time unless another `clock` is given."""
     urls = [each if isinstance(each, str) else each.url for each in instances]
     pairs = zip(NAMES, urls, strict=False)
-    attached = [{"name": name, "url": url, "runtime": runtime} for name, url in pairs]
+    attached = [{"name": name, "url": url, "runtime": runtime, "slots": slots} for name, url in pairs]
     overrides = {"listen": "127.0.0.1:0", "admin_listen": "127.0.0.1:0", "instances": attached, **settings}
     log = io.StringIO()
     balancer = Balancer(
         load((), environ={}, overrides=overrides),
         log=make_logger(level="info", output_format="json", stream=log),
+        clock=clock,
     )
     stop, opened = asyncio.Event(), asyncio.get_running_loop().create_future()
     async with asyncio.TaskGroup() as group:
