@@ -17,6 +17,9 @@ InstanceId = NewType("InstanceId", str)
 ClientId = NewType("ClientId", str)
 """A key's label, else a source address."""
 TicketId = NewType("TicketId", str)
+Prefix = tuple[tuple[int, int], ...]
+"""Which prompts begin alike: marks, each of all that comes before it in a prompt, with how many tokens that
+is, in ascending order."""
 
 
 class Priority(StrEnum):
@@ -33,8 +36,8 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     `arrival` orders the queue and is kept by a retry, which so stands at the head of its class.
     `queued_at` and `deadline` are monotonic seconds. Without a variant any instance will do; a
     ticket that needs no slot never waits for one. `path` is what is asked for, as an Ollama has it.
-    `prompt_tokens` is a rough estimate, an upper bound. `prefix` tells which prompts begin alike: a chain of
-    marks, each of all that comes before it in the prompt, with how many tokens that is; empty where unknown.
+    `prompt_tokens` is a rough estimate, an upper bound; the tokens of `prefix`, which is empty where nothing
+    is known of the prompt, are estimated likewise.
     """
 
     id: TicketId
@@ -47,7 +50,7 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True):
     deadline: float
     path: str = ""
     prompt_tokens: int | None = None
-    prefix: tuple[tuple[int, int], ...] = ()
+    prefix: Prefix = ()
     session: str | None = None
     attempt: int = 1
     excluded: frozenset[InstanceId] = frozenset()
