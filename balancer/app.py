@@ -10,6 +10,7 @@ from random import Random
 
 from balancer import __version__, wiring
 from balancer.accounting.ledger import Ledger
+from balancer.accounting.prefix_learner import PrefixLearner
 from balancer.admin.listener import AdminListener
 from balancer.admin.operations import Operations
 from balancer.admin.report import Report
@@ -39,6 +40,7 @@ from balancer.memory import memory_allowed
 from balancer.pipeline import Pipeline
 from balancer.provisioning.provisioned import NOTHING, Provisioned
 from balancer.provisioning.state_folder import state_path
+from balancer.scheduling.prefix_index import PrefixIndex
 from balancer.scheduling.scheduler import Scheduler
 from balancer.settings import Settings, refuse_fixed_changes
 from balancer.telemetry.logs import Logger
@@ -95,6 +97,7 @@ class Balancer:
         self.device_ledger = wiring.device_ledger(settings, provisioned)
         self.room = self._room()
         self.loader = self._loader()
+        self.prefix_index = PrefixIndex(limit_bytes=wiring.prefix_index_bytes(settings))
         chance = random or Random()
         self.scheduler = Scheduler(self.fleet, strategy=settings.strategy.value, random=chance)
         self.dispatcher = self._dispatcher(chance)
@@ -127,6 +130,7 @@ class Balancer:
         limits = settings.limits
         self.scheduler.use(settings.strategy.value)
         self.queue.limit = limits.queue_requests
+        self.prefix_index.limit_bytes = wiring.prefix_index_bytes(settings)
         self.budget.limit_bytes = wiring.body_memory_bytes(settings, self._memory_allowed)
         self.stream_memory.limit_bytes = wiring.stream_memory_bytes(settings, self._memory_allowed)
         self.client.use(connect_seconds=limits.connect_seconds, buffer_bytes=limits.stream_buffer_bytes)
@@ -306,6 +310,7 @@ class Balancer:
             dispatcher=self.dispatcher,
             client=self.client,
             ledger=self.ledger,
+            prefixes=PrefixLearner(index=self.prefix_index, fleet=self.fleet),
             refresh=self.prober.refresh,
             look=self.prober.look,
             out_of_memory=self.room.out_of_memory,
@@ -369,6 +374,7 @@ class Balancer:
             metrics=self.metrics,
             bodies=self.budget,
             streams=self.stream_memory,
+            prefixes=self.prefix_index,
             devices=self.devices,
             health=self.health,
             clock=self.clock,

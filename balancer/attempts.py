@@ -13,6 +13,7 @@ import msgspec
 
 from balancer.accounting.ledger import Ledger
 from balancer.accounting.lessons import Lessons, work_of
+from balancer.accounting.prefix_learner import PrefixLearner
 from balancer.accounting.record import RequestRecord
 from balancer.admission.retry_budget import RetryBudget
 from balancer.clock import Clock
@@ -92,6 +93,7 @@ class Attempts:
         dispatcher: Dispatcher,
         client: UpstreamClient,
         ledger: Ledger,
+        prefixes: PrefixLearner,
         refresh: Callable[[float, float], Awaitable[None]],
         look: Callable[[InstanceId], None],
         out_of_memory: Callable[[Instance], None],
@@ -102,6 +104,7 @@ class Attempts:
         self._dispatcher = dispatcher
         self._client = client
         self._ledger = ledger
+        self._prefixes = prefixes
         self._refresh = refresh
         self._look = look
         self._out_of_memory = out_of_memory
@@ -206,6 +209,7 @@ class Attempts:
         """The failure that a whole error answer tells, else None; from here on the lease goes back with
         the end of the exchange."""
         if exchange.status < 400:
+            self._prefixes.began(lease.ticket, lease.instance)
             exchange.when_ended(lambda error: self._answer_ended(exchange, lease, record, error))
             if record.operation is not None and record.operation.needs_slot:
                 exchange.end_when_silent(self.silent_seconds)
@@ -277,6 +281,7 @@ class Attempts:
             record.queued_seconds += self._clock.monotonic() - started
         record.attempts = ticket.attempt
         record.instance, record.reason = lease.instance, lease.reason
+        record.believed_share = self._prefixes.leased(ticket, lease.instance)
         self._ledger.leased(record)
         streams = record.operation is not None and record.operation.stream
         self._lessons.begin(lease, self._fleet.find(lease), streams=streams)
@@ -319,8 +324,18 @@ class Attempts:
         outcome = _outcome(exchange, record, error)
         if exchange.status < 300 and record.operation is not None:
             record.counters = read_counters(record.operation, exchange.tail)
-        if (record.counters.load_seconds or 0.0) > LOADED_SECONDS:
+        loaded = (record.counters.load_seconds or 0.0) > LOADED_SECONDS
+        if loaded:
             self._look(lease.instance)
+        if outcome.verdict is Verdict.SUCCESS and record.operation is not None:
+            record.inferred_share = self._prefixes.ended(
+                lease.ticket,
+                lease.instance,
+                record.counters,
+                believed_share=record.believed_share or 0.0,
+                loaded=loaded,
+                kept=record.operation.keeps_model,
+            )
         self._ended(lease, record, outcome)
 
     def _ended(self, lease: Lease, record: RequestRecord, outcome: Outcome) -> None:
@@ -341,8 +356,8 @@ class Attempts:
         self._ledger.returned(record, lease.instance)
         # Before its slot is lent again, as it may teach that there are fewer.
         whole = outcome.verdict is Verdict.SUCCESS
-        tokens = lease.ticket.prompt_tokens or 0
-        work = work_of(record.operation, record.counters, asked_tokens=tokens) if whole else None
+        tokens, believed = lease.ticket.prompt_tokens or 0, record.believed_share or 0.0
+        work = work_of(record.operation, record.counters, tokens, believed) if whole else None
         self._lessons.end(lease, outcome, work)
         self._dispatcher.release(lease, outcome)
         instance = self._fleet.find(lease)

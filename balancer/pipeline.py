@@ -39,14 +39,14 @@ from balancer.forwarding.stores import StoreRequest, Stores
 from balancer.protocol.encoding import inflate_zstd
 from balancer.protocol.errors import error_body
 from balancer.protocol.headers import Headers, header, upstream_headers
-from balancer.protocol.parse import parse_request, refuse_model_in_query
+from balancer.protocol.parse import Parsed, parse_request, refuse_model_in_query
+from balancer.protocol.prefix import BYTES_PER_TOKEN, read_prefix
 from balancer.protocol.routes import Match, Treatment, dialect_of, find_route
 from balancer.telemetry.logs import Logger
 from balancer.upstream.client import UpstreamRequest
 from balancer.upstream.exchange import Exchange
 
-_BYTES_PER_TOKEN = 2
-"""Fewer than any language's tokens have on average, so that estimates are upper bounds."""
+_GENERATING = frozenset({Kind.GENERATE, Kind.CHAT, Kind.RESPONSE})
 _JSON: Headers = (("Content-Type", "application/json; charset=utf-8"),)
 
 
@@ -61,6 +61,7 @@ class Policy:
     cors_origins: frozenset[str]
     loopback_only: bool
     own_name: str
+    reads_prefixes: bool
 
 
 class Pipeline:
@@ -213,7 +214,7 @@ class Pipeline:
         if operation.kind is Kind.TRANSCRIBE:
             refuse_model_in_query(request.query)
         self._note(operation, record)
-        ticket = self._ticket(request, operation, record)
+        ticket = self._ticket(request, parsed, record)
         upstream = UpstreamRequest(
             method=request.method,
             target=operation.upstream_path + (f"?{request.query}" if request.query else ""),
@@ -228,7 +229,7 @@ class Pipeline:
         del upstream  # its body is not needed again, and an answer may go on for long
         held.release()
         try:
-            await self._relay(exchange, operation, record, sink)
+            await self._relay(exchange, ticket, operation, record, sink)
         except asyncio.CancelledError:
             if exchange.overflowed:  # the connection was cut, which is told as if the client had left
                 record.outcome = "slow_reader"
@@ -237,7 +238,7 @@ class Pipeline:
             exchange.cancel()
 
     async def _relay(
-        self, exchange: Exchange, operation: Operation, record: RequestRecord, sink: Sink
+        self, exchange: Exchange, ticket: Ticket, operation: Operation, record: RequestRecord, sink: Sink
     ) -> None:
         record.answered_at = self._clock.monotonic()
         head = await exchange.response()
@@ -267,7 +268,10 @@ class Pipeline:
         record.body_bytes = len(body)
         return body
 
-    def _ticket(self, request: ClientRequest, operation: Operation, record: RequestRecord) -> Ticket:
+    def _ticket(self, request: ClientRequest, parsed: Parsed, record: RequestRecord) -> Ticket:
+        operation = parsed.operation
+        generates = operation.needs_slot and operation.kind in _GENERATING
+        prefix = read_prefix(parsed.fields) if generates and self.policy.reads_prefixes else ()
         record.parsed_at = now = self._clock.monotonic()
         asked = read_asked(
             priority=request.fields.get("x-balancer-priority"),
@@ -285,7 +289,9 @@ class Pipeline:
             path=operation.upstream_path,
             queued_at=now,
             deadline=now + asked.queue_seconds,
-            prompt_tokens=1 + record.body_bytes // _BYTES_PER_TOKEN,
+            # A compressed body may be smaller than the beginning of its prompt.
+            prompt_tokens=1 + max(record.body_bytes // BYTES_PER_TOKEN, prefix[-1][1] if prefix else 0),
+            prefix=prefix,
             session=asked.session,
         )
 

@@ -43,6 +43,11 @@ def stream_memory_bytes(settings: Settings, allowed_bytes: int) -> int:
     return settings.limits.stream_memory_bytes or min(_MOST_FOR_STREAMS, allowed_bytes // 8)
 
 
+def prefix_index_bytes(settings: Settings) -> int:
+    """Memory for what is remembered of prompts, 0 where they do not matter."""
+    return settings.cache.index_bytes if settings.cache.sharing else 0
+
+
 def policy(settings: Settings) -> Policy:
     """What the pipeline allows and bounds."""
     return Policy(
@@ -53,6 +58,7 @@ def policy(settings: Settings) -> Policy:
         cors_origins=frozenset(settings.cors_origins),
         loopback_only=settings.listen.loopback,
         own_name=socket.gethostname(),
+        reads_prefixes=settings.cache.sharing,
     )
 
 

@@ -26,6 +26,10 @@ class _Series:
         self.running = metrics.requests_running.labels(instance, model)
         self.prompt_tokens = metrics.prompt_tokens.labels(instance, model)
         self.generated_tokens = metrics.generation_tokens.labels(instance, model)
+        self.lookups = metrics.prefix_lookups.labels(instance, model)
+        self.hits = metrics.prefix_hits.labels(instance, model)
+        self.believed_tokens = metrics.prefix_believed_tokens.labels(instance, model)
+        self.inferred_tokens = metrics.prefix_inferred_tokens.labels(instance, model)
         self.queued = metrics.queue_duration.labels(model)
         self.first_token = metrics.time_to_first_token.labels(model)
         self.duration = metrics.request_duration.labels(model)
@@ -81,7 +85,11 @@ class Ledger:
 
     def leased(self, record: RequestRecord) -> None:
         """A request is at an instance."""
-        self._series_of(record.instance, self._label(record)).running.inc()
+        series = self._series_of(record.instance, self._label(record))
+        series.running.inc()
+        if record.believed_share is not None:
+            series.lookups.inc()
+            series.hits.inc(record.believed_share > 0)
 
     def returned(self, record: RequestRecord, instance: str) -> None:
         """Its lease there ended."""
@@ -128,6 +136,9 @@ class Ledger:
             series.duration.observe(ended - received)
         if counters.prompt_tokens:
             series.prompt_tokens.inc(counters.prompt_tokens)
+            if record.believed_share is not None and record.inferred_share is not None:
+                series.believed_tokens.inc(record.believed_share * counters.prompt_tokens)
+                series.inferred_tokens.inc(max(0.0, record.inferred_share) * counters.prompt_tokens)
         if counters.generated_tokens:
             series.generated_tokens.inc(counters.generated_tokens)
             if counters.generation_seconds:

@@ -52,8 +52,11 @@ class Lessons:
         )
 
 
-def work_of(operation: Operation | None, counters: Counters, asked_tokens: int) -> Work:
-    """What the counters of a whole answer tell. An embedding has no other parts than its prompt."""
+def work_of(
+    operation: Operation | None, counters: Counters, asked_tokens: int, believed_share: float = 0.0
+) -> Work:
+    """What the counters of a whole answer tell; that share of its prompt is believed to have been cached. An
+    embedding has no other parts than its prompt."""
     prompt_seconds, left_over = counters.prompt_seconds, None
     if counters.total_seconds is not None:
         rest = counters.total_seconds - (counters.load_seconds or 0.0)
@@ -63,6 +66,7 @@ def work_of(operation: Operation | None, counters: Counters, asked_tokens: int) 
             prompt_seconds = rest
     return Work(
         prompt_tokens=counters.prompt_tokens,
+        cached_tokens=round(believed_share * (counters.prompt_tokens or 0)),
         prompt_seconds=prompt_seconds,
         output_tokens=counters.generated_tokens,
         output_seconds=counters.generation_seconds,

@@ -13,8 +13,10 @@ from balancer.protocol.endings import Counters
 class RequestRecord(msgspec.Struct, kw_only=True):
     """`id` is the balancer's own, `request_id` the caller's or made for it; `route` is a row of the
     route table, never the raw path. `model_label` is the model as metrics name it, fixed at its first
-    use: what was counted up must be counted down under the same name. `outcome` is a bounded word:
-    ok, cancelled, rejected, unfinished, or the kind of the error."""
+    use: what was counted up must be counted down under the same name. `believed_share` of the prompt, 0
+    to 1, was believed to be cached at the instance when the request went there, None where nothing is
+    known of its prompt; `inferred_share` was, by how long its evaluation took, maybe less than 0.
+    `outcome` is a bounded word: ok, cancelled, rejected, unfinished, or the kind of the error."""
 
     id: str
     request_id: str
@@ -31,6 +33,8 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     instance: str = ""
     reason: str = ""
     attempts: int = 0
+    believed_share: float | None = None
+    inferred_share: float | None = None
     status: int = 0
     outcome: str = ""
     error: str | None = None
@@ -76,11 +80,15 @@ class RequestRecord(msgspec.Struct, kw_only=True):
             facts["ttft_seconds"] = round(self.first_byte_at - self.received_at, 6)
         if self.ended_at is not None:
             facts["duration_seconds"] = round(self.ended_at - self.received_at, 6)
-        counters = self.counters
-        if counters.prompt_tokens is not None:
-            facts["prompt_tokens"] = counters.prompt_tokens
-        if counters.generated_tokens is not None:
-            facts["generated_tokens"] = counters.generated_tokens
-        if counters.load_seconds is not None:
-            facts["load_seconds"] = counters.load_seconds
-        return facts
+        measured = {
+            "prompt_tokens": self.counters.prompt_tokens,
+            "generated_tokens": self.counters.generated_tokens,
+            "load_seconds": self.counters.load_seconds,
+            "believed_share": _rounded(self.believed_share),
+            "inferred_share": _rounded(self.inferred_share),
+        }
+        return facts | {name: value for name, value in measured.items() if value is not None}
+
+
+def _rounded(share: float | None) -> float | None:
+    return None if share is None else round(share, 3)

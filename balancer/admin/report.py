@@ -19,6 +19,7 @@ from balancer.fleet.breaker import BreakerState
 from balancer.fleet.fleet import Fleet
 from balancer.fleet.instance import Instance
 from balancer.fleet.offload import offloads
+from balancer.scheduling.prefix_index import PrefixIndex
 from balancer.telemetry.metrics import Metrics
 from balancer.upstream.stream_memory import StreamMemory
 
@@ -40,6 +41,7 @@ class Report:
         metrics: Metrics,
         bodies: BodyBudget,
         streams: StreamMemory,
+        prefixes: PrefixIndex,
         devices: DeviceWatch,
         health: InstanceHealth,
         clock: Clock,
@@ -53,6 +55,7 @@ class Report:
         self._metrics = metrics
         self._bodies = bodies
         self._streams = streams
+        self._prefixes = prefixes
         self._devices = devices
         self._health = health
         self._clock = clock
@@ -162,6 +165,7 @@ class Report:
         show_devices(metrics, self._devices.devices(), now)
         metrics.body_memory.set(self._bodies.held_bytes)
         metrics.stream_memory.set(self._streams.held_bytes)
+        metrics.prefix_index_bytes.set(self._prefixes.bytes)
         for (model, priority), waiting in self._queue.waiting_by_model().items():
             metrics.requests_waiting.labels(model, priority).set(waiting)
         for instance in self._fleet.instances():

@@ -6,6 +6,7 @@ options that they were made with. Source: observed on Ollama v0.33 (which option
 `/api/ps` shows during a load).
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -69,6 +70,12 @@ class Residency:
         self._doubted: dict[ModelName, float] = {}
         self._unloaded: dict[ModelName, float] = {}
         self._generations = 0
+        self._lives: Counter[ModelName] = Counter()
+
+    def life(self, model: ModelName) -> int:
+        """A number that changes with each end of a runner of the model, and each load of it by the balancer,
+        as long as the instance lives. A load that a request made shows only where a list tells."""
+        return self._lives[model]
 
     def warm(self, variant: Variant, inventory: Inventory | None) -> bool:
         """Whether a request for the variant needs no load. Where no list could be read, or the list is
@@ -94,6 +101,7 @@ class Residency:
         """The balancer loads it; until then others may wait for it."""
         assert self.loading is None, "one load at a time"
         self.loading, self.load_overdue_at = variant, overdue_at
+        self._lives[variant.model] += 1
 
     def ended(self, variant: Variant) -> None:
         """The load is over, however it went, and so is its gate."""
@@ -148,6 +156,8 @@ class Residency:
         the very next list does not show says that the list does not tell. Whether anything is new, compared
         with the runners known before, or another thing is believed to be in memory now."""
         before = len(self._doubted), tuple(self._loaded), len(self._unlisted)
+        for model, one in known.items():
+            self._lives[model] += model not in runners or runners[model].generation != one.generation
         self._unlisted -= runners.keys()
         self._doubted = {model: since for model, since in self._doubted.items() if since > at}
         self._unloaded = {model: since for model, since in self._unloaded.items() if since > at}
@@ -171,6 +181,7 @@ class Residency:
         """It is in memory no more."""
         self._loaded.pop(model, None)
         self._unloaded[model] = now
+        self._lives[model] += 1
 
     def unloaded_since(self, model: ModelName, at: float) -> bool:
         """Whether it was unloaded after that, and not loaded again by the balancer."""

@@ -6,7 +6,7 @@ decoder. A key is read only where the instance reads it, and refused where the t
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from typing import TypeVar
@@ -58,10 +58,12 @@ _LINK_LOCAL = tuple(map(ip_network, ("169.254.0.0/16", "fe80::/10", "fd00:ec2::2
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """An operation, and the body to forward where it is not the one that came (None: as it came)."""
+    """An operation, the body to forward where it is not the one that came (None: as it came), and the
+    top-level keys of a JSON body."""
 
     operation: Operation
     body: bytes | None = None
+    fields: Fields = field(default_factory=dict)
 
 
 def parse_request(match: Match, body: bytes, *, content_type: str, content_encoding: str) -> Parsed:
@@ -83,7 +85,7 @@ def parse_request(match: Match, body: bytes, *, content_type: str, content_encod
     if match.route.path == "/predict/{model}":
         fields = _predict_fields(match, fields)
         rewritten = msgspec.json.encode(fields)
-    return Parsed(_read(match, _routed(fields)), rewritten)
+    return Parsed(_read(match, _routed(fields)), rewritten, fields)
 
 
 def _read(match: Match, body: _Body) -> Operation:

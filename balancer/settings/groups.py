@@ -84,6 +84,13 @@ class CacheSettings(Group):
     sharing: bool = Field(
         default=True, description="Whether requests go where the beginning of their prompt is still cached."
     )
+    index_bytes: Size = Field(
+        default=64 * MIB,
+        ge=MIB,
+        le=64 * GIB,
+        description="Memory for what is remembered of prompts and where they went, about, in bytes or as "
+        "64MiB.",
+    )
     max_memory_percent: Number = Field(
         default=30.0,
         ge=0,

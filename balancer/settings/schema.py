@@ -52,7 +52,6 @@ from balancer.settings.values import (
 PENDING: Mapping[str, str] = MappingProxyType(
     {
         "batching": "dynamic batching",
-        "cache.sharing": "prefix affinity",
         "drop_dir": "the drop folder",
         "model_pool": "replicas of models",
         "placement.pinned": "model placement",

@@ -63,6 +63,7 @@ class Metrics:
         self.generation_tokens = self._counter(
             "balancer_generation_tokens", "Tokens generated", _INSTANCE_MODEL
         )
+        self._declare_prefixes()
         self.retries = self._counter("balancer_retries", "Further tries of requests", ("reason",))
         self.retries_refused = self._counter(
             "balancer_retries_refused", "Further tries that the retry budget did not allow", ()
@@ -71,6 +72,29 @@ class Metrics:
             "balancer_rejections", "Requests turned away by the balancer", ("reason",)
         )
         self.errors = self._counter("balancer_errors", "Failures of instances", (*_INSTANCE_MODEL, "kind"))
+
+    def _declare_prefixes(self) -> None:
+        self.prefix_lookups = self._counter(
+            "balancer_prefix_cache_lookups", "Requests whose prompt was looked up there", _INSTANCE_MODEL
+        )
+        self.prefix_hits = self._counter(
+            "balancer_prefix_cache_hits",
+            "Those of which a beginning was believed to be cached there",
+            _INSTANCE_MODEL,
+        )
+        self.prefix_believed_tokens = self._counter(
+            "balancer_prefix_cache_believed_tokens",
+            "Prompt tokens believed to be cached, of answers that tell how it was",
+            _INSTANCE_MODEL,
+        )
+        self.prefix_inferred_tokens = self._counter(
+            "balancer_prefix_cache_inferred_tokens",
+            "Prompt tokens that were cached, by how long their evaluation took",
+            _INSTANCE_MODEL,
+        )
+        self.prefix_index_bytes = self._gauge(
+            "balancer_prefix_index_bytes", "What is remembered of prompts, about", ()
+        )
 
     def _declare_instances(self) -> None:
         self.instance_up = self._gauge(
