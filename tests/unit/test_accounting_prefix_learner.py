@@ -10,6 +10,7 @@ from balancer.core.ticket import InstanceId, Outcome, Ticket, Verdict
 from balancer.core.variant import Variant
 from balancer.fleet.fleet import Fleet
 from balancer.fleet.instance import Instance
+from balancer.fleet.rates import Work
 from balancer.protocol.endings import Counters
 from balancer.scheduling.prefix_index import PrefixIndex
 from tests.unit.unit_support import OK, FakeClock, instance, ticket
@@ -183,10 +184,25 @@ def test_a_model_that_leaves_memory_with_its_answer_leaves_nothing(house: House)
     assert house.index.bytes == 0
 
 
+def measure(house: House, *, tokens_per_second: float) -> None:
+    model = Variant("m:latest").model
+    course = house.a.learned.begin(model, 0.0, streams=False, sharing=1)
+    house.a.learned.learn(
+        model,
+        course,
+        Work(prompt_tokens=1000, prompt_seconds=1000 / tokens_per_second),
+        1.0,
+        left=False,
+        sharing=1,
+        told=1,
+        generation=1,
+    )
+
+
 def test_what_was_cached_is_inferred_from_how_long_the_evaluation_took(house: House) -> None:
     """500 tokens at 100 a second would take 5 s."""
     assert house.ended(asking(), seconds=1.0) is None, "no rate is known"
-    house.a.learn_prefill(Variant("m:latest").model, 1000, 10.0)
+    measure(house, tokens_per_second=100.0)
 
     assert house.ended(asking(), seconds=1.0) == pytest.approx(0.8)
     assert house.ended(asking(), seconds=5.0) == pytest.approx(0.0)
@@ -196,7 +212,7 @@ def test_what_was_cached_is_inferred_from_how_long_the_evaluation_took(house: Ho
 
 
 def test_wrong_beliefs_lower_what_is_believed(house: House) -> None:
-    house.a.learn_prefill(Variant("m:latest").model, 1000, 10.0)
+    measure(house, tokens_per_second=100.0)
 
     for _ in range(2):
         house.ended(asking(), believed=1.0, seconds=5.0)
