@@ -10,7 +10,6 @@ from random import Random
 
 from balancer import __version__, wiring
 from balancer.accounting.ledger import Ledger
-from balancer.accounting.prefix_learner import PrefixLearner
 from balancer.admin.listener import AdminListener
 from balancer.admin.operations import Operations
 from balancer.admin.report import Report
@@ -40,7 +39,6 @@ from balancer.memory import memory_allowed
 from balancer.pipeline import Pipeline
 from balancer.provisioning.provisioned import NOTHING, Provisioned
 from balancer.provisioning.state_folder import state_path
-from balancer.scheduling.prefix_index import PrefixIndex
 from balancer.scheduling.scheduler import Scheduler
 from balancer.settings import Settings, refuse_fixed_changes
 from balancer.telemetry.logs import Logger
@@ -93,14 +91,17 @@ class Balancer:
         self.control = ControlClient()
         self.prober = self._prober()
         self.devices = self._device_watch()
-        self.health = InstanceHealth(fleet=self.fleet, devices=self.devices, log=log)
+        self.health = InstanceHealth(fleet=self.fleet, devices=self.devices, clock=self.clock, log=log)
         self.device_ledger = wiring.device_ledger(settings, provisioned)
         self.room = self._room()
         self.loader = self._loader()
-        self.prefix_index = PrefixIndex(limit_bytes=wiring.prefix_index_bytes(settings))
+        self.prefix_index = wiring.prefix_index(settings)
         chance = random or Random()
         self.scheduler = Scheduler(self.fleet, strategy=settings.strategy.value, random=chance)
         self.dispatcher = self._dispatcher(chance)
+        self.outlier_watch = wiring.outlier_watch(
+            settings, self.fleet, self.health, chance=chance, clock=self.clock, log=log
+        )
         self.fleet.listen(on_down=self._went_down)
         self.supervisor = self._supervisor() if provisioned.launches else None
         self.attempts = self._attempts()
@@ -137,6 +138,7 @@ class Balancer:
         self.attempts.silent_seconds = limits.stream_idle_seconds
         self.prober.times = wiring.probe_times(settings)
         self.stall_watch.unload_all = settings.health.unload_stalled
+        self.outlier_watch.use(wiring.ejection_policy(settings))
         self.pipeline.policy = wiring.policy(settings)
         self.listener.use(limits, fast=settings.fast_path)
         self.fleet.replace(wiring.instances(settings, self.provisioned, self._kept))
@@ -176,6 +178,7 @@ class Balancer:
                     group.create_task(LagWatch(metrics=self.metrics, clock=self.clock).run()),
                     group.create_task(self.reloader.run()),
                     group.create_task(self.stall_watch.run()),
+                    group.create_task(self.outlier_watch.run()),
                     group.create_task(self.devices.run()),
                 ]
                 if self.supervisor is not None:
@@ -310,7 +313,7 @@ class Balancer:
             dispatcher=self.dispatcher,
             client=self.client,
             ledger=self.ledger,
-            prefixes=PrefixLearner(index=self.prefix_index, fleet=self.fleet),
+            teacher=wiring.teacher(self.fleet, self.prefix_index, self.clock),
             refresh=self.prober.refresh,
             look=self.prober.look,
             out_of_memory=self.room.out_of_memory,

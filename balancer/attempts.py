@@ -12,9 +12,8 @@ from collections.abc import Awaitable, Callable, Sequence
 import msgspec
 
 from balancer.accounting.ledger import Ledger
-from balancer.accounting.lessons import Lessons, work_of
-from balancer.accounting.prefix_learner import PrefixLearner
 from balancer.accounting.record import RequestRecord
+from balancer.accounting.teacher import Teacher, carried_load
 from balancer.admission.retry_budget import RetryBudget
 from balancer.clock import Clock
 from balancer.core.names import is_cloud_name
@@ -59,8 +58,6 @@ from balancer.upstream.exchange import Exchange
 
 _REFRESH_SECONDS = 1.0
 _SILENCE_SECONDS = 2.0
-LOADED_SECONDS = 1.0
-"""An answer that tells of a longer load carried one: other models may have made room for it."""
 _ERROR_BODY_BYTES = 65536
 _ERROR_BODY_SECONDS = 2.0
 _WHOLE = Outcome(verdict=Verdict.SUCCESS, kind="ok")
@@ -93,7 +90,7 @@ class Attempts:
         dispatcher: Dispatcher,
         client: UpstreamClient,
         ledger: Ledger,
-        prefixes: PrefixLearner,
+        teacher: Teacher,
         refresh: Callable[[float, float], Awaitable[None]],
         look: Callable[[InstanceId], None],
         out_of_memory: Callable[[Instance], None],
@@ -104,7 +101,6 @@ class Attempts:
         self._dispatcher = dispatcher
         self._client = client
         self._ledger = ledger
-        self._prefixes = prefixes
         self._refresh = refresh
         self._look = look
         self._out_of_memory = out_of_memory
@@ -113,7 +109,7 @@ class Attempts:
         self._budget = RetryBudget()
         self._silent: Overdue[_Try] = Overdue(_SILENCE_SECONDS, self._stays_silent)
         self._long_silent: dict[_Try, Silence] = {}
-        self._lessons = Lessons(clock)
+        self._teacher = teacher
 
     def retry_after_seconds(self) -> float:
         """When a request that was turned away may try again, as dispatch estimates it."""
@@ -185,7 +181,7 @@ class Attempts:
             if lease.runtime is not Runtime.OLLAMA:
                 upstream = self._adapted(lease, record, upstream)
             exchange = await self._client.exchange(lease.url, upstream)
-            self._lessons.answered(lease)
+            self._teacher.answered(lease)
             return exchange
         except InstanceError as error:
             self._failed(lease, record, error)
@@ -209,7 +205,7 @@ class Attempts:
         """The failure that a whole error answer tells, else None; from here on the lease goes back with
         the end of the exchange."""
         if exchange.status < 400:
-            self._prefixes.began(lease.ticket, lease.instance)
+            self._teacher.evaluated(lease)
             exchange.when_ended(lambda error: self._answer_ended(exchange, lease, record, error))
             if record.operation is not None and record.operation.needs_slot:
                 exchange.end_when_silent(self.silent_seconds)
@@ -280,11 +276,9 @@ class Attempts:
         finally:
             record.queued_seconds += self._clock.monotonic() - started
         record.attempts = ticket.attempt
-        record.instance, record.reason = lease.instance, lease.reason
-        record.believed_share = self._prefixes.leased(ticket, lease.instance)
+        record.instance, record.reason, record.leased_at = lease.instance, lease.reason, lease.leased_at
         self._ledger.leased(record)
-        streams = record.operation is not None and record.operation.stream
-        self._lessons.begin(lease, self._fleet.find(lease), streams=streams)
+        self._teacher.leased(lease, record)
         return lease
 
     async def _acquire(self, ticket: Ticket, record: RequestRecord) -> Lease:
@@ -324,18 +318,8 @@ class Attempts:
         outcome = _outcome(exchange, record, error)
         if exchange.status < 300 and record.operation is not None:
             record.counters = read_counters(record.operation, exchange.tail)
-        loaded = (record.counters.load_seconds or 0.0) > LOADED_SECONDS
-        if loaded:
+        if carried_load(record):
             self._look(lease.instance)
-        if outcome.verdict is Verdict.SUCCESS and record.operation is not None:
-            record.inferred_share = self._prefixes.ended(
-                lease.ticket,
-                lease.instance,
-                record.counters,
-                believed_share=record.believed_share or 0.0,
-                loaded=loaded,
-                kept=record.operation.keeps_model,
-            )
         self._ended(lease, record, outcome)
 
     def _ended(self, lease: Lease, record: RequestRecord, outcome: Outcome) -> None:
@@ -354,11 +338,7 @@ class Attempts:
 
     def _return(self, lease: Lease, record: RequestRecord, outcome: Outcome) -> None:
         self._ledger.returned(record, lease.instance)
-        # Before its slot is lent again, as it may teach that there are fewer.
-        whole = outcome.verdict is Verdict.SUCCESS
-        tokens, believed = lease.ticket.prompt_tokens or 0, record.believed_share or 0.0
-        work = work_of(record.operation, record.counters, tokens, believed) if whole else None
-        self._lessons.end(lease, outcome, work)
+        self._teacher.ended(lease, record, outcome)
         self._dispatcher.release(lease, outcome)
         instance = self._fleet.find(lease)
         if instance is not None and instance.loading is not None:

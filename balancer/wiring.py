@@ -3,11 +3,16 @@
 
 import socket
 from collections.abc import Callable
+from random import Random
 from urllib.parse import urlsplit
 
+from balancer.accounting.prefix_learner import PrefixLearner
+from balancer.accounting.teacher import Teacher
 from balancer.admission.identity import is_loopback
 from balancer.clock import Clock
+from balancer.control.instance_health import InstanceHealth
 from balancer.control.lifecycle import SupervisorPolicy
+from balancer.control.outlier_watch import OutlierWatch
 from balancer.control.prober import ProbeTimes
 from balancer.core.device import CPU
 from balancer.core.names import canonical_name
@@ -15,13 +20,17 @@ from balancer.core.plan import PlannedInstance, Runtime
 from balancer.core.ticket import InstanceId
 from balancer.fleet.breaker import BreakerPolicy, Breakers
 from balancer.fleet.device_ledger import DeviceLedger
+from balancer.fleet.ejection import EjectionPolicy
+from balancer.fleet.fleet import Fleet
 from balancer.fleet.health import Health, HealthPolicy
 from balancer.fleet.instance import Instance, InstanceSpec
 from balancer.frontend.listener import Listener
 from balancer.pipeline import Pipeline, Policy
 from balancer.provisioning.local import LocalOllama, find_local_ollama
 from balancer.provisioning.provisioned import Provisioned
+from balancer.scheduling.prefix_index import PrefixIndex
 from balancer.settings import InstanceSettings, Settings
+from balancer.telemetry.logs import Logger
 from balancer.upstream.client import UpstreamClient
 from balancer.upstream.stream_memory import StreamMemory
 
@@ -68,6 +77,33 @@ def probe_times(settings: Settings) -> ProbeTimes:
         interval_seconds=settings.health.interval_seconds,
         timeout_seconds=settings.health.timeout_seconds,
     )
+
+
+def ejection_policy(settings: Settings) -> EjectionPolicy:
+    """When outliers are left alone."""
+    return EjectionPolicy(
+        eject_below=settings.health.eject_below,
+        restore_above=settings.health.restore_above,
+        after_seconds=settings.health.eject_after_seconds,
+    )
+
+
+def prefix_index(settings: Settings) -> PrefixIndex:
+    """What is remembered of prompts and where they went."""
+    return PrefixIndex(limit_bytes=prefix_index_bytes(settings))
+
+
+def teacher(fleet: Fleet, index: PrefixIndex, clock: Clock) -> Teacher:
+    """Who learns from answers, with an index to keep true."""
+    return Teacher(fleet=fleet, prefixes=PrefixLearner(index=index, fleet=fleet), clock=clock)
+
+
+def outlier_watch(
+    settings: Settings, fleet: Fleet, health: InstanceHealth, *, chance: Random, clock: Clock, log: Logger
+) -> OutlierWatch:
+    """Who scores health, and ejects outliers."""
+    policy = ejection_policy(settings)
+    return OutlierWatch(fleet=fleet, health=health, policy=policy, random=chance, clock=clock, log=log)
 
 
 def supervisor_policy(settings: Settings) -> SupervisorPolicy:
@@ -163,6 +199,7 @@ def _instance(spec: InstanceSpec, whole: Settings) -> Instance:
     health = HealthPolicy(
         unhealthy_threshold=whole.health.unhealthy_threshold,
         healthy_threshold=whole.health.healthy_threshold,
+        slow_start_seconds=whole.health.slow_start_seconds,
     )
     breakers = BreakerPolicy(
         threshold=whole.circuit_breaker.threshold,

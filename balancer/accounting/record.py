@@ -42,6 +42,7 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     answer_bytes: int = 0
     parsed_at: float | None = None
     queued_seconds: float = 0.0
+    leased_at: float | None = None
     answered_at: float | None = None
     first_byte_at: float | None = None
     ended_at: float | None = None

@@ -171,6 +171,7 @@ class Report:
         for instance in self._fleet.instances():
             metrics.instance_up.labels(instance.id).set(1 if instance.usable else 0)
             metrics.instance_health.labels(instance.id).set(self._health.of(instance))
+            metrics.instance_ejected.labels(instance.id).set(0 if instance.ejection is None else 1)
             metrics.breaker_state.labels(instance.id, "").set(_LEVELS[instance.breakers.state(now)])
             for model, state in instance.breakers.states(now).items():
                 metrics.breaker_state.labels(instance.id, model).set(_LEVELS[state])
@@ -194,6 +195,7 @@ class Report:
         now = self._clock.monotonic()
         age = None if inventory is None else round(now - inventory.read_at, 3)
         spared = instance.held_until - now
+        judged = self._health.judge(instance)
         on_cpu = {each.model: round(100 * each.cpu_share, 1) for each in offloads(instance)}
         return {
             "id": instance.id,
@@ -201,7 +203,9 @@ class Report:
             "runtime": instance.runtime.value,
             "state": instance.health.state.value,
             "suspect": instance.suspect,
-            "health": round(self._health.of(instance), 3),
+            "health": round(judged.score.value, 3),
+            "health_factors": {term.value: round(left, 3) for term, left in judged.score.factors.items()},
+            "ejected": _ejected(instance, now),
             "devices": instance.spec.devices,
             "error": instance.health.last_error,
             "drained": instance.drained,
@@ -243,6 +247,15 @@ class Report:
 def _rates(rates: Rates | None) -> Mapping[str, object] | None:
     """What was learned of a runner; without samples of its own, what was elsewhere."""
     return None if rates is None else dataclasses.asdict(rates)
+
+
+def _ejected(instance: Instance, now: float) -> Mapping[str, object] | None:
+    """Why it is left alone, with the health that it had, and for how long at least."""
+    ejection = instance.ejection
+    if ejection is None:
+        return None
+    left = round(max(0.0, ejection.until - now), 3)
+    return {"reason": ejection.reason, "health": round(ejection.health, 3), "seconds": left}
 
 
 def _status(usable: int, total: int, undetected: str | None) -> str:

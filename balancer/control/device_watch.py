@@ -4,12 +4,13 @@ Sole writer of what is known of devices: memory, utilisation, temperature, fault
 `provisioning.devices` does, in a child process.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from balancer.clock import Clock
 from balancer.core.detection import DeviceReading
 from balancer.core.device import Device
 from balancer.fleet.device_state import DeviceState, WatchedDevice
+from balancer.fleet.health_score import Term
 from balancer.provisioning.devices import DeviceWatcher
 from balancer.telemetry.logs import Logger
 from balancer.telemetry.metrics import Metrics
@@ -66,13 +67,14 @@ class DeviceWatch:
         """All of them, lost or not."""
         return tuple(self._watched.values())
 
-    def health_of(self, devices: Iterable[str]) -> float:
-        """The health of the worst of these devices, 0..1; they are named by key or by index, as a
-        configuration may. One that is not watched takes no part, and with none it is 1."""
+    def factors_of(self, devices: Iterable[str]) -> Mapping[Term, float]:
+        """What makes the health of the worst of these devices; they are named by key or by index, as a
+        configuration may. One that is not watched takes no part."""
         now = self._clock.monotonic()
         named = set(devices)
         found = (each for each in self._watched.values() if named & {each.key, str(each.device.index)})
-        return min((each.health(now) for each in found), default=1.0)
+        worst = min(found, key=lambda each: each.health(now), default=None)
+        return worst.factors(now) if worst is not None else {}
 
     def take(self, readings: Sequence[DeviceReading]) -> None:
         """Take over one reading of all devices."""

@@ -1,12 +1,18 @@
-"""The health of instances beyond whether they answer: models that slipped to the CPU, devices in trouble.
+"""The health of instances beyond whether they answer: how they behave, models that slipped to the CPU,
+devices in trouble.
 
 What lies on the CPU is a fall only from a device: of an instance of which no device is known it counts once
 a model of it was seen on one. Until then it may be on a machine that has none, where nothing is wrong.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from balancer.clock import Clock
 from balancer.control.device_watch import DeviceWatch
 from balancer.core.ticket import InstanceId
 from balancer.fleet.fleet import Fleet
+from balancer.fleet.health_score import HealthScore, Term, factors
 from balancer.fleet.instance import Instance
 from balancer.fleet.offload import Offload, is_on_device, offloads
 from balancer.telemetry.logs import Logger
@@ -14,13 +20,23 @@ from balancer.telemetry.logs import Logger
 _ON_CPU = "nothing of it was seen on a GPU: set its device where it has one, or device: cpu where it has none"
 
 
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """`score` is what the instance is worth now, compared with the others. `own` leaves out what it has
+    always been like, and what is the matter of single models there: by that outliers are found."""
+
+    score: HealthScore
+    own: HealthScore
+
+
 class InstanceHealth:
     """Judges instances, and tells once of every runner that falls to the CPU, and of every instance that
     was seen on nothing else."""
 
-    def __init__(self, *, fleet: Fleet, devices: DeviceWatch, log: Logger) -> None:
+    def __init__(self, *, fleet: Fleet, devices: DeviceWatch, clock: Clock, log: Logger) -> None:
         self._fleet = fleet
         self._devices = devices
+        self._clock = clock
         self._log = log
         self._told: dict[InstanceId, tuple[Offload, ...]] = {}
         self._on_device: set[Instance] = set()
@@ -30,12 +46,26 @@ class InstanceHealth:
         fleet.listen(on_change=self._look, on_members=self._forget_gone)
 
     def of(self, instance: Instance) -> float:
-        """1 where nothing is wrong, 0 where it does not answer; the worst of its runners, times the worst
-        of its devices."""
+        """1 where nothing is wrong, 0 where it does not answer."""
+        return self.judge(instance).score.value
+
+    def judge(self, instance: Instance) -> Judgement:
+        """Its score, and what it is made of: its conduct, the worst of its devices, the worst of its
+        runners."""
         if not instance.usable:
-            return 0.0
-        runners = min((each.health for each in self._falls(instance)), default=1.0)
-        return runners * self._devices.health_of(instance.spec.devices or ())
+            down = HealthScore({Term.DOWN: 0.0})
+            return Judgement(down, down)
+        now = self._clock.monotonic()
+        peers = [each.conduct for each in self._fleet.instances() if each is not instance and each.usable]
+        around: Mapping[Term, float] = {
+            **factors({Term.PROBES: instance.health.failed_probes}),
+            **self._devices.factors_of(instance.spec.devices or ()),
+        }
+        falls = self._falls(instance)
+        offload = {Term.OFFLOAD: min(each.health for each in falls)} if falls else {}
+        compared = factors(instance.conduct.burdens(peers, now))
+        of_late = factors(instance.conduct.burdens(peers, now, of_late=True))
+        return Judgement(HealthScore({**compared, **around, **offload}), HealthScore({**of_late, **around}))
 
     def _falls(self, instance: Instance) -> tuple[Offload, ...]:
         """Its runners that are on the CPU though it has a device."""

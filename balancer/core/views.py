@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
+from balancer.core.ejection import Ejection
 from balancer.core.names import ModelName
 from balancer.core.rates import Rates
 from balancer.core.ticket import InstanceId
@@ -40,6 +41,18 @@ class InstanceView(Protocol):
     @property
     def suspect(self) -> bool:
         """Whether its newest probe failed though it is not judged down yet."""
+
+    @property
+    def health_score(self) -> float:
+        """From 0 to 1, where nothing is wrong."""
+
+    @property
+    def ejection(self) -> Ejection | None:
+        """Why it is left alone, as its health has been low; None where it is not."""
+
+    def slow_start_until(self, variant: Variant, now: float) -> float | None:
+        """Until when it lends no further slot for the variant, as it is back since a moment only; None where
+        it does."""
 
     @property
     def held_until(self) -> float:

@@ -4,12 +4,14 @@ Pure: written by the device watch, read by whoever asks. Times are monotonic sec
 """
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from math import exp
+from math import prod
 
 from balancer.core.detection import DeviceReading
 from balancer.core.device import Device
+from balancer.fleet.health_score import Term, factors
 
 STALE_SECONDS = 5.0
 """A reading that is older tells nothing of now; readings are to come every second."""
@@ -121,13 +123,21 @@ class WatchedDevice:
     def health(self, now: float) -> float:
         """1 where nothing is wrong, 0 where it is lost. A full memory, heat, throttling and the age of the
         reading each take their part; what the card does not tell takes none."""
+        return prod(self.factors(now).values())
+
+    def factors(self, now: float) -> Mapping[Term, float]:
+        """What each term leaves of its health."""
         state = self.state(now)
         if state is DeviceState.LOST:
-            return 0.0
-        heat = self._throttle_share(now) / 0.25 + (1.0 if self._hot else 0.0)
+            return {Term.DEVICE_FAULT: 0.0}
         age = (now - (self.read_at or self._since)) / STALE_SECONDS if state is DeviceState.STALE else 0.0
-        burden = 0.5 * _fullness(self.reading) + 0.5 * min(3.0, heat) + 0.3 * min(3.0, age)
-        return (_FAULTY_GATE if state is DeviceState.FAULTY else 1.0) * exp(-burden)
+        gate = {Term.DEVICE_FAULT: _FAULTY_GATE} if state is DeviceState.FAULTY else {}
+        burdens = {
+            Term.MEMORY: _fullness(self.reading),
+            Term.HEAT: self._throttle_share(now) / 0.25 + (1.0 if self._hot else 0.0),
+            Term.READING_AGE: age,
+        }
+        return {**gate, **factors(burdens)}
 
     def _throttle_share(self, now: float) -> float:
         """The share of the readings of the last half minute in which it was slowed down."""

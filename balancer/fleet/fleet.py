@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from balancer.clock import Clock, SystemClock
+from balancer.core.ejection import Ejection
 from balancer.core.names import ModelName
 from balancer.core.ticket import InstanceId, Lease, Outcome, Verdict
 from balancer.core.variant import Variant
+from balancer.fleet.health import HealthState
 from balancer.fleet.instance import DrainedBy, Instance
 from balancer.fleet.rates import RateBook
 from balancer.fleet.residency import Row
@@ -98,8 +100,11 @@ class Fleet:
             return False
         instance.version = version
         now = self._clock.monotonic()
+        was_down = instance.health.state is HealthState.DOWN
         came_up = instance.health.succeeded(now)
         if came_up:
+            if was_down and len(self.usable()) > 1:
+                instance.health.start_slowly(now)
             instance.incarnation += 1
             instance.breakers.begin_anew(now)
             self._tell(self._on_change, instance)
@@ -183,6 +188,19 @@ class Fleet:
         untouched either way."""
         instance.drained_by = instance.drained_by | {by} if drained else instance.drained_by - {by}
         instance.drained = bool(instance.drained_by)
+        self._tell(self._on_change, instance)
+
+    def eject(self, instance: Instance, ejection: Ejection) -> None:
+        """Leave it alone for a while, where others can serve. It is judged anew by what comes from now on."""
+        instance.ejection = ejection
+        instance.conduct.begin_anew(self._clock.monotonic())
+        self._tell(self._on_change, instance)
+
+    def readmit(self, instance: Instance) -> None:
+        """Leave it alone no more: it takes up its work slot by slot."""
+        instance.ejection = None
+        instance.conduct.begin_anew(self._clock.monotonic())
+        instance.health.start_slowly(self._clock.monotonic())
         self._tell(self._on_change, instance)
 
     def knows(self, model: str) -> bool:

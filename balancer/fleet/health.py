@@ -28,10 +28,12 @@ class HealthState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthPolicy:
-    """Probes in a row that change the state."""
+    """Probes in a row that change the state; and how long one that is back takes until it uses all of its
+    slots, 0: at once."""
 
     unhealthy_threshold: int = 3
     healthy_threshold: int = 2
+    slow_start_seconds: float = 15.0
 
 
 class Health:
@@ -45,6 +47,7 @@ class Health:
         self.held_until = float("-inf")
         self._failures = 0
         self._successes = 0
+        self._back_at = float("-inf")
         self._up_since: float | None = None
         self._falls = 0
 
@@ -52,6 +55,26 @@ class Health:
     def suspect(self) -> bool:
         """Whether the newest probe of a usable instance failed."""
         return self.state is HealthState.UP and self._failures > 0
+
+    @property
+    def failed_probes(self) -> int:
+        """How many of the newest in a row."""
+        return self._failures
+
+    def start_slowly(self, now: float) -> None:
+        """It is back among others, and takes up its work slot by slot."""
+        self._back_at = now
+
+    @property
+    def slow_until(self) -> float:
+        """From when on it lends all of its slots."""
+        return self._back_at + self.policy.slow_start_seconds
+
+    def slot_opens_at(self, taken: int, slots: int, now: float) -> float | None:
+        """Until when a runner of so many slots, of which so many are taken, lends no other; None where it
+        does. The first is free at once."""
+        opens_at = self._back_at + self.policy.slow_start_seconds * min(1.0, taken / slots)
+        return opens_at if now < opens_at else None
 
     @property
     def unproven(self) -> bool:

@@ -16,7 +16,8 @@ from balancer.core.ticket import InstanceId, Lease, Outcome, Ticket, Trial, Verd
 from balancer.core.variant import Variant
 from balancer.fleet.breaker import NOTHING_SAID, Breakers
 from balancer.fleet.courses import ON_ITS_WAY_SECONDS
-from balancer.fleet.health import Health, HealthState
+from balancer.fleet.health import Health
+from balancer.fleet.judged import Judged
 from balancer.fleet.learned import Learned
 from balancer.fleet.no_room import NoRoom
 from balancer.fleet.residency import Inventory, Residency, Row, by_name
@@ -57,15 +58,15 @@ _PAUSE_SECONDS = 1.0
 """At least so long after a load failed no other load of the model is tried there."""
 
 
-class Instance:
+class Instance(Judged):
     """The live record of one instance; satisfies `core.views.InstanceView`."""
 
     def __init__(self, spec: InstanceSpec, health: Health, breakers: Breakers) -> None:
+        super().__init__(health)
         self.spec = spec
         self.id = spec.id
         self.is_ollama = spec.runtime is Runtime.OLLAMA
         """Whether models can be loaded, unloaded, pulled and changed there; for life."""
-        self.health = health
         self.breakers = breakers
         self.residency = Residency()
         self.incarnation = 0
@@ -99,22 +100,6 @@ class Instance:
     @property
     def spare(self) -> bool:
         return self.spec.spare_bytes is not None
-
-    @property
-    def usable(self) -> bool:
-        return self.health.state is HealthState.UP
-
-    @property
-    def suspect(self) -> bool:
-        return self.health.suspect
-
-    @property
-    def held_until(self) -> float:
-        return self.health.held_until
-
-    @property
-    def unproven(self) -> bool:
-        return self.health.unproven
 
     @property
     def loading(self) -> Variant | None:
@@ -195,8 +180,15 @@ class Instance:
         cap = self.spec.max_concurrent_requests
         if cap is not None and self.running + self.cooling >= cap:
             return False
-        taken = self.running_of(variant.model) + self._cooling_of[variant.model]
-        return taken < self.slots(variant)
+        return self._taken(variant) < self.slots(variant)
+
+    def slow_start_until(self, variant: Variant, now: float) -> float | None:
+        if now >= self.health.slow_until:
+            return None
+        return self.health.slot_opens_at(self._taken(variant), self.slots(variant), now)
+
+    def _taken(self, variant: Variant) -> int:
+        return self.running_of(variant.model) + self._cooling_of[variant.model]
 
     def breaker_reopens_at(self, variant: Variant, now: float) -> float | None:
         return self.breakers.reopens_at(variant, now)
@@ -314,6 +306,8 @@ class Instance:
         the runner, only returns its permit; so does what a model did that is in no list of this one."""
         variant = lease.ticket.variant
         assert variant is not None
+        if lease.incarnation == self.incarnation and not is_cloud_name(variant.model):
+            self.conduct.ended(variant.model, outcome, leased_at=lease.leased_at, now=now)
         if outcome.verdict is Verdict.SUCCESS:
             self._answered_at[variant.model] = now
         if outcome.verdict is not Verdict.FAILURE and self.breakers.untroubled:

@@ -50,6 +50,31 @@ class HealthSettings(Group):
         description="Whether a model that takes requests and gives nothing is unloaded at instances that the "
         "balancer did not start, too. Without it such a model is left alone there for a while.",
     )
+    eject_below: Number = Field(
+        default=0.2,
+        ge=0,
+        le=0.9,
+        description="The health, from 0 to 1, below which an instance is left alone for a while. 0: none is.",
+    )
+    eject_after_seconds: Number = Field(
+        default=10.0,
+        ge=0,
+        le=3600,
+        description="How long its health must have been below, in seconds.",
+    )
+    restore_above: Number = Field(
+        default=0.4,
+        ge=0,
+        le=1,
+        description="The health above which it is used again once its time is over.",
+    )
+    slow_start_seconds: Number = Field(
+        default=15.0,
+        ge=0,
+        le=3600,
+        description="How long an instance that is back among others takes until it uses all of its slots, in "
+        "seconds. 0: at once.",
+    )
 
 
 class CircuitBreakerSettings(Group):

@@ -53,6 +53,7 @@ def broken_rules(settings: Settings, origins: Origins) -> list[Fault]:
         *_exposure(settings, origins),
         *_instances(settings, origins),
         *_limits(settings, origins),
+        *_health(settings, origins),
         *_memory_shares(settings, origins),
         *_devices(settings, origins),
     ]
@@ -147,6 +148,18 @@ def _limits(settings: Settings, origins: Origins) -> Iterator[Fault]:
                 f"limits.{large} is {size_text(most)}, below limits.{small}, {size_text(least)}",
                 "at least as much",
             )
+
+
+def _health(settings: Settings, origins: Origins) -> Iterator[Fault]:
+    """Who is back at once would be ejected again."""
+    below, above = settings.health.eject_below, settings.health.restore_above
+    paths = (("health", "eject_below"), ("health", "restore_above"))
+    if above < below and not any(path in origins.broken for path in paths):
+        yield origins.fault(
+            paths[1] if origins.given(paths[1]) else paths[0],
+            f"health.restore_above is {above:g}, below health.eject_below, {below:g}",
+            "at least as much",
+        )
 
 
 def _memory_shares(settings: Settings, origins: Origins) -> Iterator[Fault]:

@@ -24,8 +24,14 @@ class Metrics:
         self._declare_balancer()
         self.mirrored = (
             *(self.requests_waiting, self.model_vram, self.breaker_state, self.instance_up),
-            *(self.instance_health, self.gpu_memory_used, self.gpu_memory_total, self.gpu_utilization),
-            *(self.gpu_temperature, self.gpu_power, self.gpu_reading_age, self.gpu_health),
+            *(self.instance_health, self.instance_ejected, self.gpu_memory_used, self.gpu_memory_total),
+            *(
+                self.gpu_utilization,
+                self.gpu_temperature,
+                self.gpu_power,
+                self.gpu_reading_age,
+                self.gpu_health,
+            ),
         )
         """Gauges with labels that are written anew for each look: what is gone must not stay in them."""
 
@@ -102,6 +108,9 @@ class Metrics:
         )
         self.instance_health = self._gauge(
             "balancer_instance_health", "1 healthy, lower where degraded, 0 down", ("instance",)
+        )
+        self.instance_ejected = self._gauge(
+            "balancer_instance_ejected", "1 where an outlier is left alone for a while", ("instance",)
         )
         self.instance_restarts = self._counter(
             "balancer_instance_restarts",

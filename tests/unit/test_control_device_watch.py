@@ -2,7 +2,8 @@
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 
 import pytest
@@ -62,6 +63,10 @@ def watched() -> Watched:
     return Watched()
 
 
+def health_at(watched: Watched, devices: Sequence[str]) -> float:
+    return prod(watched.watch.factors_of(devices).values())
+
+
 def good(key: str, **facts: Any) -> DeviceReading:
     return DeviceReading(key=key, **facts)
 
@@ -84,7 +89,7 @@ def test_a_lost_device_is_told_once_to_all_and_the_other_is_left_alone(watched: 
     assert watched.events() == [("device_fault", OTHER), ("device_lost", OTHER)]
     assert watched.logged()[1]["level"] == "error"
     assert watched.faults(OTHER, "lost") == 1
-    assert (watched.watch.health_of([ONE]), watched.watch.health_of([OTHER])) == (1.0, 0.0)
+    assert (health_at(watched, [ONE]), health_at(watched, [OTHER])) == (1.0, 0.0)
 
 
 def test_a_device_that_is_listed_no_more_is_lost(watched: Watched) -> None:
@@ -100,7 +105,7 @@ def test_a_device_that_is_back_is_told_once(watched: Watched) -> None:
 
     assert (watched.lost, watched.back) == ([OTHER], [OTHER])
     assert watched.events()[-1] == ("device_back", OTHER)
-    assert watched.watch.health_of([OTHER]) == 1.0
+    assert health_at(watched, [OTHER]) == 1.0
 
 
 def test_a_driver_that_does_not_answer_loses_no_device(watched: Watched) -> None:
@@ -150,13 +155,11 @@ def test_a_reading_of_an_unknown_device_is_passed_over(watched: Watched) -> None
 def test_the_worst_device_of_several_counts_and_unknown_ones_do_not(watched: Watched) -> None:
     watched.read(good(ONE), good(OTHER, temperature_celsius=90, limit_celsius=90))
 
-    hot = watched.watch.health_of([OTHER])
+    hot = health_at(watched, [OTHER])
     assert 0 < hot < 1
-    assert watched.watch.health_of([ONE, OTHER]) == hot
-    assert watched.watch.health_of(["1"]) == hot
-    assert (
-        watched.watch.health_of(["0"]) == watched.watch.health_of([]) == watched.watch.health_of(["9"]) == 1
-    )
+    assert health_at(watched, [ONE, OTHER]) == hot
+    assert health_at(watched, ["1"]) == hot
+    assert health_at(watched, ["0"]) == health_at(watched, []) == health_at(watched, ["9"]) == 1
 
 
 # -- instances
@@ -178,7 +181,7 @@ def show(one: Instance, *runners: tuple[str, object, object]) -> None:
 
 def health_of(watched: Watched, *instances: Instance) -> tuple[InstanceHealth, Fleet]:
     fleet = Fleet(instances, clock=watched.clock)
-    return InstanceHealth(fleet=fleet, devices=watched.watch, log=watched.log), fleet
+    return InstanceHealth(fleet=fleet, devices=watched.watch, clock=watched.clock, log=watched.log), fleet
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ PROMISED = {
     "balancer_model_vram_bytes": {"instance", "model"},
     "balancer_instance_up": {"instance"},
     "balancer_instance_health": {"instance"},
+    "balancer_instance_ejected": {"instance"},
     "balancer_gpu_memory_used_bytes": {"device"},
     "balancer_gpu_memory_total_bytes": {"device"},
     "balancer_gpu_utilization_ratio": {"device"},

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from balancer.admission.queue import RequestQueue
 from balancer.core.decision import Decision
+from balancer.core.ejection import Ejection
 from balancer.core.names import ModelName, canonical_name
 from balancer.core.ticket import ClientId, InstanceId, Lease, Outcome, Priority, Ticket, TicketId, Verdict
 from balancer.core.variant import Variant
@@ -90,6 +91,9 @@ class FakeView:
     suspect: bool = False
     drained: bool = False
     held_until: float = float("-inf")
+    health_score: float = 1.0
+    ejection: Ejection | None = None
+    starts_slowly_until: float | None = None
     running: int = 0
     models: frozenset[str] = frozenset({"m:latest"})
     reserved_for: frozenset[str] = frozenset()
@@ -115,6 +119,9 @@ class FakeView:
 
     def sharing(self, model: ModelName) -> int:
         return 1 + self.others_at_work
+
+    def slow_start_until(self, variant: Variant, now: float) -> float | None:
+        return self.starts_slowly_until
 
     def small_enough(self, model: ModelName) -> bool:
         return self.small

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from itertools import accumulate, count
 from random import Random
 
+from balancer.accounting.teacher import LOADED_SECONDS
 from balancer.admission.retry_budget import RetryBudget
-from balancer.attempts import FULL_SECONDS, LOADED_SECONDS
+from balancer.attempts import FULL_SECONDS
 from balancer.core.names import ModelName, canonical_name
 from balancer.core.ticket import Blame, ClientId, Lease, Ticket, TicketId, Verdict
 from balancer.core.ticket import Outcome as LeaseOutcome
