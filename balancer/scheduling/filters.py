@@ -55,8 +55,8 @@ def why_held(ticket: Ticket, instance: InstanceView, now: float) -> Hold | None:
 
     It is new and its first probe is under way; a half-open breaker has all of its trials out; it has said
     that its own queue is full; running requests are to end there so that another model can be loaded; every
-    slot is lent; or the variant is still to be loaded, and something is being loaded already or there was no
-    room for it a moment ago.
+    slot is lent, or as many as one lends that is back since a moment; or the variant is still to be loaded,
+    and something is being loaded already or there was no room for it a moment ago.
     """
     if instance.unproven:
         return Hold("not probed yet")
@@ -71,6 +71,8 @@ def why_held(ticket: Ticket, instance: InstanceView, now: float) -> Hold | None:
         return Hold("held for a load", gated)
     if not instance.has_free_slot(variant):
         return _NO_SLOT
+    if (slow_start := instance.slow_start_until(variant, now)) is not None:
+        return Hold("slow start", slow_start)
     loading, no_room_until = instance.loading, instance.no_room_until(variant, now)
     if (loading is None and no_room_until is None) or instance.warm(variant):
         return None

@@ -22,6 +22,7 @@ from balancer.scheduling.filters import (
     why_held,
     why_out,
 )
+from balancer.scheduling.outliers import without_outliers
 from balancer.scheduling.strategies import STRATEGIES, Shelf, Terms
 
 PATIENCE_SECONDS = 1.0
@@ -127,14 +128,15 @@ class Scheduler:
 def _preferred(
     ticket: Ticket, able: list[InstanceView], filtered: dict[InstanceId, str], now: float
 ) -> list[InstanceView]:
-    """Without those that came and went lately and those reserved for other models, unless nothing else
-    can take the ticket."""
+    """Without those that came and went lately, outliers, and those reserved for other models, unless
+    nothing else can take the ticket."""
     if len(able) < 2:
         return able
     steady = [each for each in able if each.held_until <= now]
     able = _narrow(able, steady, "came and went lately", filtered)
     if ticket.variant is None:
         return able
+    able = without_outliers(able, filtered)
     model = ticket.variant.model
     meant = [each for each in able if each.meant_for(model)]
     return _narrow(able, meant, "meant for other models", filtered)

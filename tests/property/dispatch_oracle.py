@@ -48,6 +48,23 @@ class Oracle:
         within_cap = cap is None or self.taken(instance, at=at) < cap
         return within_cap and self.taken(instance, variant.model, at=at) < instance.slots(variant)
 
+    def preferred(self, able: list[Instance], *, at: float) -> list[Instance]:
+        """Those of them that are neither spared nor ejected, as far as there are any."""
+        steady = _first(able, lambda each: each.held_until <= at)
+        return _first(steady, lambda each: not self.left_alone(each, steady))
+
+    def left_alone(self, instance: Instance, able: list[Instance]) -> bool:
+        """Whether it is ejected, and not only slow where most of those that are able are ejected."""
+        ejected = sum(each.ejection is not None for each in able)
+        panic = 2 * ejected > len(able)
+        return instance.ejection is not None and not (panic and instance.ejection.slow)
+
+    def starts_slowly(self, instance: Instance, variant: Variant, *, at: float) -> bool:
+        """Whether one that is back since a moment has lent as many slots as it lends by then."""
+        back_at, seconds = instance.health._back_at, instance.health.policy.slow_start_seconds
+        taken, slots = self.taken(instance, variant.model, at=at), instance.slots(variant)
+        return at < back_at + seconds * min(1.0, taken / slots)
+
     def able(self, ticket: Ticket, *, at: float | None = None) -> list[Instance]:
         """Those that can take the ticket now, or after something has ended that is sure to end."""
         at = self.now if at is None else at
@@ -56,7 +73,7 @@ class Oracle:
     def free(self, ticket: Ticket, *, at: float | None = None) -> list[Instance]:
         """Those of them to one of which it must go at that time."""
         at, variant = self.now if at is None else at, _variant(ticket)
-        able = _first(self.able(ticket, at=at), lambda each: each.held_until <= at)
+        able = self.preferred(self.able(ticket, at=at), at=at)
         free = [each for each in able if not self.held(each, variant, at=at)]
         free = _first(free, lambda each: not each.suspect)
         loading = [each for each in able if self.waited_for(each, variant, at=at)]
@@ -85,6 +102,7 @@ class Oracle:
         return (
             instance.unproven
             or not self.has_slot(instance, variant, at=at)
+            or self.starts_slowly(instance, variant, at=at)
             or not instance.breaker_allows(variant, at)
             or (not instance.warm(variant) and instance.loading is not None)
             or (not instance.warm(variant) and instance.no_room_until(variant, at) is not None)
@@ -106,6 +124,9 @@ class Oracle:
                 each.gated_until(variant, self.now),
             )
             times += [each.held_until, each.load_overdue_at, *(at for at in ends if at is not None)]
+            slots, health = each.slots(variant), each.health
+            slow = health.policy.slow_start_seconds
+            times += [health._back_at + slow * min(1.0, taken / slots) for taken in range(1, slots + 1)]
         later = sorted(at for at in set(times) if self.now < at < ticket.deadline)
         return next((at for at in later if self.free(ticket, at=at)), ticket.deadline)
 
@@ -134,7 +155,7 @@ class Oracle:
         if decision.standing is Standing.LOAD:
             assert not where.warm(variant)
             assert where.loading is None
-            steady = _first(able, lambda each: each.held_until <= self.now)
+            steady = self.preferred(able, at=self.now)
             assert not any(self.waited_for(each, variant, at=self.now) for each in steady)
         else:
             assert decision.standing is Standing.PICKED

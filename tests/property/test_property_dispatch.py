@@ -9,6 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from balancer.core.ejection import Ejection
 from balancer.core.names import canonical_name
 from balancer.core.ticket import Blame, InstanceId, Lease, Outcome, Ticket, Verdict
 from balancer.core.variant import Variant
@@ -303,6 +304,17 @@ class DispatchMachine(RuleBasedStateMachine):
             *[lambda: self.it.fleet.probe_succeeded(where, version="1", incarnation=where.incarnation)] * 2
         )
         assert where.usable
+
+    @rule(name=NAMES, slow=st.booleans())
+    def eject(self, name: str, slow: bool) -> None:
+        if where := self.at(name):
+            ejection = Ejection(reason="x", slow=slow, health=0.1, until=0.0)
+            self.run(lambda: self.it.fleet.eject(where, ejection))
+
+    @rule(name=NAMES)
+    def readmit(self, name: str) -> None:
+        if where := self.at(name):
+            self.run(lambda: self.it.fleet.readmit(where))
 
     @rule(
         name=NAMES,

@@ -5,6 +5,7 @@ from random import Random
 import pytest
 
 from balancer.core.decision import Decision, Standing
+from balancer.core.ejection import Ejection
 from balancer.core.names import canonical_name
 from balancer.core.ticket import InstanceId
 from balancer.core.variant import Variant
@@ -43,6 +44,7 @@ def reasons(decision: Decision) -> dict[str, str | None]:
         ({"paused": 1001.0}, [Hold("paused for a moment", 1001.0)]),
         ({"gated": 1060.0}, [Hold("held for a load", 1060.0)]),
         ({"free": False}, [Hold("no free slot")]),
+        ({"starts_slowly_until": 1003.0}, [Hold("slow start", 1003.0)]),
         ({"loading": N, "resident": False}, [Hold("loading")]),
         ({"loading": M, "resident": False}, [Hold("loading")]),
         ({"loading": N, "resident": True}, []),
@@ -58,8 +60,8 @@ def test_each_hold_says_why_and_until_when(facts: dict[str, object], expected: l
 @pytest.mark.parametrize("free_of", [{"needs_slot": False}, {"model": None}])
 def test_nothing_holds_back_what_needs_no_slot(free_of: dict[str, object]) -> None:
     it = view(
-        "a", trials_left=False, paused=1001.0, gated=1060.0, free=False, loading=N, resident=False,
-        reopens_at=2000.0,
+        "a", trials_left=False, paused=1001.0, gated=1060.0, starts_slowly_until=1003.0, free=False,
+        loading=N, resident=False, reopens_at=2000.0,
     )  # fmt: skip
 
     assert holds(it, **free_of) == []
@@ -72,6 +74,7 @@ def test_nothing_holds_back_what_needs_no_slot(free_of: dict[str, object]) -> No
         ({"trials_left": False}, None),
         ({"paused": 1001.0}, 1001.0),
         ({"gated": 1060.0}, 1060.0),
+        ({"starts_slowly_until": 1003.0}, 1003.0),
         ({"free": False}, None),
         ({"loading": N, "resident": False, "load_overdue_at": 1060.0}, 1060.0),
         ({"loading": N, "resident": False, "load_overdue_at": 999.0}, None),
@@ -242,6 +245,52 @@ def test_one_that_came_and_went_is_spared_while_another_is_able() -> None:
     assert (busy.standing, busy.next_wake_at) == (Standing.BUSY, 1005.0)
     assert decide(spared).picked == "a"
     assert decide(spared, view("b", reopens_at=2000.0)).picked == "a"
+
+
+def ejected(name: str, *, slow: bool = False, **facts: object) -> FakeView:
+    return view(name, ejection=Ejection(reason="token", slow=slow, health=0.1, until=1100.0), **facts)
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_an_outlier_is_left_alone_while_another_can_serve(slow: bool) -> None:
+    decision = decide(ejected("a", slow=slow), view("b", running=50))
+
+    assert (decision.picked, reasons(decision)) == ("b", {"a": "ejected: token", "b": None})
+    assert decide(ejected("a", slow=slow), view("b", free=False)).standing is Standing.BUSY
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"usable": False},
+        {"drained": True},
+        {"models": frozenset()},
+        {"reopens_at": 2000.0},
+        {"spare": True, "small": False},
+    ],
+)
+def test_an_outlier_serves_what_no_other_can(other: dict[str, object]) -> None:
+    assert decide(ejected("a"), view("b", running=50, **other)).picked == "a"
+    assert decide(ejected("a"), view("b"), excluded=frozenset({InstanceId("b")})).picked == "a"
+
+
+def test_where_fewer_than_half_are_left_those_that_are_only_slow_serve() -> None:
+    two_slow = decide(ejected("a", slow=True), ejected("b", slow=True, running=1), view("c", running=50))
+    one_fails = decide(ejected("a"), ejected("b", slow=True, running=1), view("c", running=50))
+    half_left = decide(ejected("a", slow=True), ejected("b"), view("c", running=50), view("d", running=60))
+
+    assert (two_slow.picked, reasons(two_slow)) == ("a", {"a": None, "b": None, "c": None})
+    assert (one_fails.picked, reasons(one_fails)["a"]) == ("b", "ejected: token")
+    assert half_left.picked == "c"
+
+
+def test_where_all_are_outliers_those_that_are_only_slow_come_first_and_else_all_serve() -> None:
+    assert decide(ejected("a"), ejected("b", slow=True, running=50)).picked == "b"
+    assert decide(ejected("a"), ejected("b", running=50)).picked == "a"
+
+
+def test_what_needs_no_model_is_asked_of_an_outlier_too() -> None:
+    assert decide(ejected("a"), view("b", usable=False), model=None).picked == "a"
 
 
 def test_who_does_not_serve_what_is_asked_is_passed_over() -> None:
