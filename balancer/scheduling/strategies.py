@@ -66,12 +66,19 @@ class SmoothWeightedRoundRobin:
         self._credit: dict[InstanceId, float] = {}
 
     def score(self, ticket: Ticket, candidates: Sequence[InstanceView]) -> Sequence[Terms]:
-        return [{"credit": -self._credit.get(each.id, 0.0), "weight": -each.weight} for each in candidates]
+        return [
+            {
+                "credit": -self._credit.get(each.id, 0.0),
+                "weight": -each.weight,
+                "ill_health": each.weight * (1 - each.health_score),
+            }
+            for each in candidates
+        ]
 
     def picked(self, chosen: InstanceView, candidates: Sequence[InstanceView]) -> None:
         for each in candidates:
-            self._credit[each.id] = self._credit.get(each.id, 0.0) + each.weight
-        self._credit[chosen.id] -= sum(each.weight for each in candidates)
+            self._credit[each.id] = self._credit.get(each.id, 0.0) + each.weight * each.health_score
+        self._credit[chosen.id] -= sum(each.weight * each.health_score for each in candidates)
 
 
 class RandomChoice:

@@ -59,6 +59,35 @@ def test_smooth_round_robin_gives_each_its_weight_in_a_round(weights: list[int])
     }
 
 
+def test_smooth_round_robin_gives_turns_by_weight_times_health() -> None:
+    views = [view("a", weight=2, health_score=0.25), view("b"), view("c", weight=2, health_score=0.75)]
+
+    assert Counter(picks("weighted_round_robin", views, 60)) == {"a": 10, "b": 20, "c": 30}
+
+
+def test_smooth_round_robin_tells_weight_and_health() -> None:
+    strategy = STRATEGIES["weighted_round_robin"](Random(1))
+    ill = view("a", weight=4, health_score=0.75)
+
+    assert [dict(terms) for terms in strategy.score(T, [ill])] == [
+        {"credit": 0.0, "weight": -4, "ill_health": 1.0}
+    ]
+
+
+def test_smooth_round_robin_follows_health_as_it_changes() -> None:
+    strategy = STRATEGIES["weighted_round_robin"](Random(1))
+    a, b = view("a"), view("b")
+    turns: list[str] = []
+    for turn in range(60):
+        a.health_score = 0.25 if 20 <= turn < 40 else 1.0
+        scores = [sum(terms.values()) for terms in strategy.score(T, [a, b])]
+        chosen = [a, b][scores.index(min(scores))]
+        strategy.picked(chosen, [a, b])
+        turns.append(chosen.id)
+
+    assert [turns[begin : begin + 20].count("a") for begin in (0, 20, 40)] == [10, 4, 10]
+
+
 def test_an_instance_that_was_away_does_not_make_up_for_it_in_a_burst() -> None:
     strategy = STRATEGIES["weighted_round_robin"](Random(1))
     a, b = view("a"), view("b")
