@@ -14,7 +14,7 @@ import pytest
 from balancer.admin.openapi import DOCUMENT
 from balancer.control.config_files import ConfigFiles
 from balancer.control.reloader import ConfigSource
-from balancer.settings import Settings, load
+from balancer.settings import Settings, Strategy, load
 from tests.fakes.raw_client import Answer, RawClient, connected, request
 from tests.fakes.running_balancer import Running, balancing, until
 from tests.fakes.scripted_instance import DONE, ScriptedInstance, Send, Wait, chunked
@@ -250,6 +250,30 @@ async def test_reload_takes_a_changed_file_over(tmp_path: Path) -> None:
         assert running.balancer.settings.batching.max_size == 5
         assert (await get(running, "/health")).json["config"] == after["config"]
         assert [each["changed"] for each in running.logged("config_reloaded")] == [False, True]
+
+
+async def test_a_reload_switches_the_strategy_for_those_that_wait_too(tmp_path: Path) -> None:
+    path = tmp_path / "balancer.yaml"
+    write(path, "strategy: random\n")
+    async with (
+        ScriptedInstance().running() as one,
+        balancing(one, source=from_file(path), strategy="random", each={"slots": 1}) as running,
+    ):
+        for strategy in [*Strategy, Strategy.RANDOM]:
+            gate = asyncio.Event()
+            one.play(Wait(gate), Send(chunked(DONE)))
+            first = asyncio.create_task(running.ask("/api/generate", GENERATE))
+            await until(lambda: len(running.balancer.dispatcher.leases) == 1)
+            waiting = asyncio.create_task(running.ask("/api/generate", GENERATE))
+            await until(lambda: len(running.balancer.queue) == 1)
+
+            write(path, f"strategy: {strategy.value}\n")
+            assert (await post(running, RELOAD)).status == 200
+            gate.set()
+
+            assert (await first).status == 200
+            reason = (await waiting).header("X-Balancer-Reason") or ""
+            assert reason.startswith(strategy.value)
 
 
 async def test_refused_reload_names_every_fault_and_changes_nothing(tmp_path: Path) -> None:
