@@ -10,7 +10,7 @@ from balancer.admission.body_budget import BodyBudget
 from balancer.admission.queue import RequestQueue
 from balancer.clock import Clock
 from balancer.control.device_watch import DeviceWatch
-from balancer.control.instance_health import InstanceHealth
+from balancer.control.instance_health import InstanceHealth, Judgement
 from balancer.control.reloader import Reloader
 from balancer.core.rates import Rates
 from balancer.core.ticket import InstanceId, TicketId
@@ -69,7 +69,7 @@ class Report:
 
     def instances(self) -> Sequence[Mapping[str, object]]:
         """Every instance with its health, models, runners and leases."""
-        return [self._instance(each) for each in self._fleet.instances()]
+        return [self._instance(each, judged) for each, judged in self._health.judge_all().items()]
 
     def names(self) -> list[str]:
         """The id of every instance."""
@@ -77,7 +77,8 @@ class Report:
 
     def instance(self, instance: InstanceId) -> Mapping[str, object]:
         """One instance as in `instances`. Raises KeyError."""
-        return self._instance(self._fleet.get(instance))
+        found = self._fleet.get(instance)
+        return self._instance(found, self._health.judge(found))
 
     def devices(self) -> Sequence[Mapping[str, object]]:
         """Every device that is watched, with its newest reading."""
@@ -168,9 +169,9 @@ class Report:
         metrics.prefix_index_bytes.set(self._prefixes.bytes)
         for (model, priority), waiting in self._queue.waiting_by_model().items():
             metrics.requests_waiting.labels(model, priority).set(waiting)
-        for instance in self._fleet.instances():
+        for instance, judged in self._health.judge_all().items():
             metrics.instance_up.labels(instance.id).set(1 if instance.usable else 0)
-            metrics.instance_health.labels(instance.id).set(self._health.of(instance))
+            metrics.instance_health.labels(instance.id).set(judged.score.value)
             metrics.instance_ejected.labels(instance.id).set(0 if instance.ejection is None else 1)
             metrics.breaker_state.labels(instance.id, "").set(_LEVELS[instance.breakers.state(now)])
             for model, state in instance.breakers.states(now).items():
@@ -190,12 +191,11 @@ class Report:
             return "streaming"
         return "waiting" if record.instance else "received"
 
-    def _instance(self, instance: Instance) -> Mapping[str, object]:
+    def _instance(self, instance: Instance, judged: Judgement) -> Mapping[str, object]:
         inventory = instance.inventory
         now = self._clock.monotonic()
         age = None if inventory is None else round(now - inventory.read_at, 3)
         spared = instance.held_until - now
-        judged = self._health.judge(instance)
         on_cpu = {each.model: round(100 * each.cpu_share, 1) for each in offloads(instance)}
         return {
             "id": instance.id,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from balancer.clock import Clock
 from balancer.control.device_watch import DeviceWatch
 from balancer.core.ticket import InstanceId
+from balancer.fleet.conduct import Paces
 from balancer.fleet.fleet import Fleet
 from balancer.fleet.health_score import HealthScore, Term, factors
 from balancer.fleet.instance import Instance
@@ -50,22 +51,32 @@ class InstanceHealth:
         return self.judge(instance).score.value
 
     def judge(self, instance: Instance) -> Judgement:
-        """Its score, and what it is made of: its conduct, the worst of its devices, the worst of its
-        runners."""
+        """What it is worth among those that are there."""
+        return self._judge(instance, *self._paces())
+
+    def judge_all(self) -> Mapping[Instance, Judgement]:
+        """All of them at once."""
+        paces, now = self._paces()
+        return {each: self._judge(each, paces, now) for each in self._fleet.instances()}
+
+    def _paces(self) -> tuple[Paces, float]:
+        now = self._clock.monotonic()
+        return Paces((each.conduct for each in self._fleet.usable()), now), now
+
+    def _judge(self, instance: Instance, paces: Paces, now: float) -> Judgement:
+        """By its conduct, the worst of its devices, and the worst of its runners."""
         if not instance.usable:
             down = HealthScore({Term.DOWN: 0.0})
             return Judgement(down, down)
-        now = self._clock.monotonic()
-        peers = [each.conduct for each in self._fleet.instances() if each is not instance and each.usable]
         around: Mapping[Term, float] = {
             **factors({Term.PROBES: instance.health.failed_probes}),
             **self._devices.factors_of(instance.spec.devices or ()),
         }
         falls = self._falls(instance)
         offload = {Term.OFFLOAD: min(each.health for each in falls)} if falls else {}
-        compared = factors(instance.conduct.burdens(peers, now))
-        of_late = factors(instance.conduct.burdens(peers, now, of_late=True))
-        return Judgement(HealthScore({**compared, **around, **offload}), HealthScore({**of_late, **around}))
+        compared, of_late = instance.conduct.burdens(paces, now)
+        score = HealthScore({**factors(compared), **around, **offload})
+        return Judgement(score, HealthScore({**factors(of_late), **around}))
 
     def _falls(self, instance: Instance) -> tuple[Offload, ...]:
         """Its runners that are on the CPU though it has a device."""

@@ -53,11 +53,10 @@ class OutlierWatch:
 
     def run_once(self) -> None:
         """One look at all of them."""
-        instances = self._fleet.instances()
-        judged = {each: self._health.judge(each) for each in instances}
+        judged = self._health.judge_all()
         for instance, judgement in judged.items():
             instance.health_score = judgement.score.value
-        serving = {each: judged[each].own.value for each in instances if each.usable and not each.drained}
+        serving = {each: judged[each].own.value for each in judged if each.usable and not each.drained}
         self._ejections.judge(serving, self._clock.monotonic())
         ejected = self._ejections.ejected
         for instance, judgement in judged.items():

@@ -6,10 +6,11 @@ and large models are no fault. What an instance has always been like here is rem
 dispatch tells of outcomes, the tries of requests tell of speed. Times are monotonic seconds.
 """
 
-from collections.abc import Iterable, Mapping
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import exp, log
-from statistics import median
 
 from balancer.core.names import ModelName
 from balancer.core.ticket import Blame, Outcome, Verdict
@@ -32,6 +33,7 @@ _SHARE_OF_ERRORS = 0.1
 _WAIT_SECONDS = 0.5
 _TIMES: Mapping[Term, float] = {Term.FIRST_TOKEN: 3.0, Term.TOKEN: 2.0}
 """So many times slower than others is a burden of 1."""
+Burdens = dict[Term, float | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +121,30 @@ class _OfModel:
         self.paces = {term: _Pace() for term in SPEED}
 
 
+class Paces:
+    """The paces of instances at one time, those of each model together."""
+
+    def __init__(self, conducts: Iterable["Conduct"], now: float) -> None:
+        self._of: dict[tuple[Term, ModelName], list[float]] = defaultdict(list)
+        for conduct in conducts:
+            for term in SPEED:
+                for model, pace in conduct.paces(term, now):
+                    self._of[term, model].append(pace)
+        for paces in self._of.values():
+            paces.sort()
+
+    def of_others(self, term: Term, model: ModelName, own: float) -> float | None:
+        """The median without one of them, which has its own among them; None where there is no other."""
+        paces = self._of[term, model]
+        if len(paces) < 2:
+            return None
+        place, middle = bisect_left(paces, own), (len(paces) - 1) // 2
+        upper = paces[middle + (middle >= place)]
+        if len(paces) % 2 == 0:
+            return upper
+        return (upper + paces[middle - 1 + (middle - 1 >= place)]) / 2
+
+
 class Conduct:
     """Of one instance."""
 
@@ -162,19 +188,24 @@ class Conduct:
                 pace.lately.forget()
         self._waiting.forget()
 
-    def burdens(
-        self, peers: Iterable["Conduct"], now: float, *, of_late: bool = False
-    ) -> dict[Term, float | None]:
-        """The burdens of a score. `peers` are the other instances; where none of them has served the same
-        models lately, it is compared with what it has always been like. With `of_late`, what it has always
-        been like is no burden."""
-        others = list(peers)
-        waits = self._waiting.value / _WAIT_SECONDS
-        return {
+    def burdens(self, paces: "Paces", now: float) -> tuple[Burdens, Burdens]:
+        """The burdens of a score at the time of the `paces`; and what of them is new: without that it is
+        slower than others where it has always been."""
+        compared: Burdens = {
             Term.ERRORS: self._failing(now) / _SHARE_OF_ERRORS,
-            **{term: self._slowness(term, others, now, of_late=of_late) for term in SPEED},
-            Term.WAITING: _believed(waits, self._waiting.evidence(now)),
+            Term.WAITING: _believed(self._waiting.value / _WAIT_SECONDS, self._waiting.evidence(now)),
         }
+        of_late = dict(compared)
+        for term in SPEED:
+            compared[term], of_late[term] = self._slowness(term, paces, now)
+        return compared, of_late
+
+    def paces(self, term: Term, now: float) -> Iterator[tuple[ModelName, float]]:
+        """The logarithm of its seconds a token of each model that it has served lately."""
+        for model, of_model in self._of.items():
+            lately = of_model.paces[term].lately
+            if lately.evidence(now) >= _SOME:
+                yield model, lately.value
 
     def _failing(self, now: float) -> float:
         """The share of failures of the model that fails least: what only some models do is their fault, for
@@ -182,28 +213,22 @@ class Conduct:
         shares = (each.failures.share(now) for each in self._of.values())
         return min((share for share in shares if share is not None), default=0.0)
 
-    def _slowness(self, term: Term, peers: list["Conduct"], now: float, *, of_late: bool) -> float | None:
-        """How much slower than others it is, over its models by their evidence."""
-        slower = seen = 0.0
-        for model, own in self._of.items():
-            pace = own.paces[term]
+    def _slowness(self, term: Term, paces: "Paces", now: float) -> tuple[float | None, float | None]:
+        """How much slower than others it is, over its models by their evidence; and how much of that is new.
+        Where no other has served a model lately, it is compared with what it has always been like."""
+        slower = newly = seen = 0.0
+        for model, lately in self.paces(term, now):
+            pace = self._of[model].paces[term]
+            others = paces.of_others(term, model, lately)
+            usual = pace.always if others is None else others
             evidence = pace.lately.evidence(now)
-            if evidence < _SOME:
-                continue
-            theirs = [each for peer in peers if (each := peer.pace(term, model, now)) is not None]
-            usual = median(theirs) if theirs else pace.always
-            usual = max(usual, pace.always) if of_late else usual
-            slower += evidence * max(0.0, pace.lately.value - usual)
+            slower += evidence * max(0.0, lately - usual)
+            newly += evidence * max(0.0, lately - max(usual, pace.always))
             seen += evidence
-        return _believed(slower / seen / log(_TIMES[term]), seen) if seen else None
-
-    def pace(self, term: Term, model: ModelName, now: float) -> float | None:
-        """The logarithm of its seconds a token of late; None where it has not served the model lately."""
-        of_model = self._of.get(model)
-        if of_model is None:
-            return None
-        lately = of_model.paces[term].lately
-        return lately.value if lately.evidence(now) >= _SOME else None
+        if not seen:
+            return None, None
+        unit = seen * log(_TIMES[term])
+        return _believed(slower / unit, seen), _believed(newly / unit, seen)
 
     def _of_model(self, model: ModelName) -> _OfModel:
         found = self._of.get(model)

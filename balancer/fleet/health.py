@@ -47,7 +47,7 @@ class Health:
         self.held_until = float("-inf")
         self._failures = 0
         self._successes = 0
-        self._back_at = float("-inf")
+        self._back_at = self.slow_until = float("-inf")
         self._up_since: float | None = None
         self._falls = 0
 
@@ -64,16 +64,12 @@ class Health:
     def start_slowly(self, now: float) -> None:
         """It is back among others, and takes up its work slot by slot."""
         self._back_at = now
-
-    @property
-    def slow_until(self) -> float:
-        """From when on it lends all of its slots."""
-        return self._back_at + self.policy.slow_start_seconds
+        self.slow_until = now + self.policy.slow_start_seconds
 
     def slot_opens_at(self, taken: int, slots: int, now: float) -> float | None:
         """Until when a runner of so many slots, of which so many are taken, lends no other; None where it
         does. The first is free at once."""
-        opens_at = self._back_at + self.policy.slow_start_seconds * min(1.0, taken / slots)
+        opens_at = self._back_at + (self.slow_until - self._back_at) * min(1.0, taken / slots)
         return opens_at if now < opens_at else None
 
     @property

@@ -61,9 +61,8 @@ class Oracle:
 
     def starts_slowly(self, instance: Instance, variant: Variant, *, at: float) -> bool:
         """Whether one that is back since a moment has lent as many slots as it lends by then."""
-        back_at, seconds = instance.health._back_at, instance.health.policy.slow_start_seconds
         taken, slots = self.taken(instance, variant.model, at=at), instance.slots(variant)
-        return at < back_at + seconds * min(1.0, taken / slots)
+        return any(at < opens_at for opens_at in _openings(instance, slots)[:taken])
 
     def able(self, ticket: Ticket, *, at: float | None = None) -> list[Instance]:
         """Those that can take the ticket now, or after something has ended that is sure to end."""
@@ -124,9 +123,7 @@ class Oracle:
                 each.gated_until(variant, self.now),
             )
             times += [each.held_until, each.load_overdue_at, *(at for at in ends if at is not None)]
-            slots, health = each.slots(variant), each.health
-            slow = health.policy.slow_start_seconds
-            times += [health._back_at + slow * min(1.0, taken / slots) for taken in range(1, slots + 1)]
+            times += _openings(each, each.slots(variant))
         later = sorted(at for at in set(times) if self.now < at < ticket.deadline)
         return next((at for at in later if self.free(ticket, at=at)), ticket.deadline)
 
@@ -224,6 +221,15 @@ def _breakers(where: Instance, variant: Variant) -> tuple[Breaker | None, ...]:
     pairs = where.breakers._pairs
     exact = None if variant.auto else pairs.get(variant)
     return (where.breakers._own, pairs.get(Variant(variant.model)), exact)
+
+
+def _openings(where: Instance, slots: int) -> list[float]:
+    """When it lends its second slot, its third, and so on, if it is back since a moment."""
+    back_at = where.health._back_at
+    if back_at == float("-inf"):
+        return []
+    seconds = where.health.slow_until - back_at
+    return [back_at + seconds * number / slots for number in range(1, slots + 1)]
 
 
 def _first(wide: list[Instance], wanted: Callable[[Instance], bool]) -> list[Instance]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from statistics import median
 
 import pytest
 from hypothesis import given
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from balancer.core.names import ModelName
 from balancer.core.ticket import Blame, Outcome, Verdict
-from balancer.fleet.conduct import MODELS_LIMIT, Conduct, Observation
+from balancer.fleet.conduct import MODELS_LIMIT, Conduct, Observation, Paces
 from balancer.fleet.health_score import WEIGHTS, HealthScore, Term, factors
 from tests.unit.unit_support import OK
 
@@ -23,7 +24,7 @@ def failed(blames: Blame = Blame.INSTANCE) -> Outcome:
 
 
 def score(one: Conduct, *peers: Conduct, now: float, of_late: bool = False) -> float:
-    return HealthScore(factors(one.burdens(peers, now, of_late=of_late))).value
+    return HealthScore(factors(one.burdens(Paces([one, *peers], now), now)[of_late])).value
 
 
 def seen(*, leased_at: float = 1e9, **facts: float) -> Observation:
@@ -209,6 +210,17 @@ def test_waiting_inside_the_instance_counts() -> None:
 
     assert score(other, now=100) == 1
     assert score(one, now=100) == pytest.approx(math.exp(-0.4), abs=0.05)
+
+
+@given(st.lists(st.floats(1e-3, 10), min_size=1, max_size=7))
+def test_speed_is_compared_with_the_median_of_the_others(seconds: list[float]) -> None:
+    conducts = [paced(token=each, times=1) for each in seconds]
+    paces = Paces(conducts, 100)
+
+    for number, each in enumerate(seconds):
+        others = [math.log(other) for index, other in enumerate(seconds) if index != number]
+        expected = pytest.approx(median(others)) if others else None
+        assert paces.of_others(Term.TOKEN, M, math.log(each)) == expected
 
 
 TIMES = st.floats(0, 1e6)
