@@ -58,11 +58,11 @@ def test_the_floor_of_up_to_three_is_one_and_of_more_is_half() -> None:
 @given(st.integers(1, 9))
 def test_where_all_are_low_the_lowest_go_and_the_floor_stays(count: int) -> None:
     it = ejections()
-    scores = {str(number): 0.01 * (number + 1) for number in range(count)}
+    scores = {str(number): 0.01 * (count - number) for number in range(count)}
     for second in range(12):
         it.judge(scores, second)
 
-    assert it.ejected == frozenset(sorted(scores)[: most_ejected(count)])
+    assert it.ejected == frozenset(sorted(scores, reverse=True)[: most_ejected(count)])
 
 
 def test_it_must_be_low_for_so_long_without_a_break() -> None:
