@@ -39,7 +39,6 @@ from balancer.memory import memory_allowed
 from balancer.pipeline import Pipeline
 from balancer.provisioning.provisioned import NOTHING, Provisioned
 from balancer.provisioning.state_folder import state_path
-from balancer.scheduling.scheduler import Scheduler
 from balancer.settings import Settings, refuse_fixed_changes
 from balancer.telemetry.logs import Logger
 from balancer.telemetry.metrics import Metrics
@@ -97,7 +96,7 @@ class Balancer:
         self.loader = self._loader()
         self.prefix_index = wiring.prefix_index(settings)
         chance = random or Random()
-        self.scheduler = Scheduler(self.fleet, strategy=settings.strategy.value, random=chance)
+        self.scheduler = wiring.scheduler(settings, self.fleet, self.prefix_index, chance)
         self.dispatcher = self._dispatcher(chance)
         self.outlier_watch = wiring.outlier_watch(
             settings, self.fleet, self.health, chance=chance, clock=self.clock, log=log

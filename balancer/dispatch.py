@@ -8,7 +8,7 @@ scheduler itself names; there is one timer and no polling.
 
 import asyncio
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
 
 from balancer.admission.queue import Lane, RequestQueue, lane_of
@@ -58,6 +58,7 @@ class Dispatcher:
         self._leases: dict[int, tuple[Lease, Instance]] = {}
         self._loads_at: dict[TicketId, LoadBegun] = {}
         self._for_room: set[Lane] = set()
+        self._by_choice: set[Lane] = set()
         self._cooling: list[tuple[float, int, Instance, ModelName]] = []
         self._lease_ids = count(1)
         self._service_seconds: float | None = None
@@ -102,7 +103,8 @@ class Dispatcher:
         if self._cooling and self._cooling[0][0] <= now:
             self.wake()  # those that wait already come first
         # Nothing has changed since they were looked at, so all that may keep it waiting is its own lane.
-        decision = None if self._queue.head(lane_of(ticket)) else self._decide(ticket, now)
+        lane = lane_of(ticket)
+        decision = None if self._queue.head(lane) else self._decide(ticket, now)
         if decision is not None and decision.standing not in _WAITING:
             self._on_decision(decision)
             if decision.picked is None:
@@ -114,6 +116,8 @@ class Dispatcher:
         self._queue.push(ticket)
         if decision is not None:
             self._hold(ticket, decision)
+        elif lane in self._by_choice and ticket.variant is not None:
+            self._settle_heads(now, of=ticket.variant.model)  # what the others left it may take
         self._arm(now)
         if full and not waiter.done():
             waiter.set_exception(
@@ -214,16 +218,18 @@ class Dispatcher:
             if following is not None:
                 heapq.heappush(heads, (following.arrival, number, lane))
 
-    def _settle(self, ticket: Ticket, now: float) -> bool:
-        """Decide for one ticket; True where it left the queue, with a lease or with an error."""
-        waiter = self._waiters[ticket.id]
-        if waiter.done():
-            return self._queue.remove(ticket.id)
-        decision = self._decide(ticket, now)
+    def _settle(self, head: Ticket, now: float) -> bool:
+        """Decide for the first of a lane; True where it left the queue, or one behind it did, with a lease or
+        with an error."""
+        if self._waiters[head.id].done():
+            return self._queue.remove(head.id)
+        decision = self._decide(head, now)
         if decision.standing in _WAITING:
-            self._hold(ticket, decision)
+            self._hold(head, decision)
             return False
         self._on_decision(decision)
+        ticket = decision.ticket
+        waiter = self._waiters[ticket.id]
         self._queue.remove(ticket.id)
         if decision.picked is None:
             waiter.set_exception(self._dead_end(decision))
@@ -237,17 +243,32 @@ class Dispatcher:
         if at is not None and (self._scheduler_wake_at is None or at < self._scheduler_wake_at):
             self._scheduler_wake_at = at
         self._for_room.add(lane) if decision.waits_for_room else self._for_room.discard(lane)
+        self._by_choice.add(lane) if decision.by_choice else self._by_choice.discard(lane)
 
     def _decide(self, ticket: Ticket, now: float) -> Decision:
         """The decision, with a load begun where it says so. Where there is no room for that it is made anew,
         which ends, as an instance that has told so is not picked for a load again."""
         while True:
-            decision = self._scheduler.decide(ticket, now, begun=self._loads_at.get(ticket.id))
-            if decision.standing is not Standing.LOAD or self._begin_load(ticket, decision):
+            begun = self._loads_at.get(ticket.id)
+            behind = () if begun is not None else self._behind(ticket)
+            decision = self._scheduler.decide(ticket, now, begun=begun, behind=behind)
+            if decision.standing is not Standing.LOAD or self._begin_load(decision):
                 return decision
 
-    def _begin_load(self, ticket: Ticket, decision: Decision) -> bool:
+    def _behind(self, head: Ticket) -> Sequence[Ticket]:
+        """Who may go instead of the first of a lane."""
+        if self._scheduler.window < 2:
+            return ()
+        waiting = self._queue.first(lane_of(head), self._scheduler.window)
+        return [
+            each
+            for each in waiting
+            if each is not head and each.id not in self._loads_at and not self._waiters[each.id].done()
+        ]
+
+    def _begin_load(self, decision: Decision) -> bool:
         """Whether the load that was decided has begun."""
+        ticket = decision.ticket
         assert decision.picked is not None
         assert decision.next_wake_at is not None
         assert ticket.variant is not None
@@ -328,6 +349,7 @@ class Dispatcher:
             self.wake() if first else self._arm(self._clock.monotonic())
         if self._queue.head(lane) is None:
             self._for_room.discard(lane)
+            self._by_choice.discard(lane)
 
     def _learn(self, seconds: float, parallel: int) -> None:
         known = self._service_seconds

@@ -28,8 +28,11 @@ from balancer.frontend.listener import Listener
 from balancer.pipeline import Pipeline, Policy
 from balancer.provisioning.local import LocalOllama, find_local_ollama
 from balancer.provisioning.provisioned import Provisioned
+from balancer.scheduling.adaptive import Adaptive
 from balancer.scheduling.prefix_index import PrefixIndex
-from balancer.settings import InstanceSettings, Settings
+from balancer.scheduling.scheduler import Scheduler
+from balancer.scheduling.strategies import STRATEGIES, Shelf
+from balancer.settings import InstanceSettings, Settings, Strategy
 from balancer.telemetry.logs import Logger
 from balancer.upstream.client import UpstreamClient
 from balancer.upstream.stream_memory import StreamMemory
@@ -91,6 +94,12 @@ def ejection_policy(settings: Settings) -> EjectionPolicy:
 def prefix_index(settings: Settings) -> PrefixIndex:
     """What is remembered of prompts and where they went."""
     return PrefixIndex(limit_bytes=prefix_index_bytes(settings))
+
+
+def scheduler(settings: Settings, fleet: Fleet, index: PrefixIndex, chance: Random) -> Scheduler:
+    """Who decides, by the strategy that is set."""
+    shelf: Shelf = {**STRATEGIES, Strategy.ADAPTIVE.value: lambda _: Adaptive(index)}
+    return Scheduler(fleet, strategy=settings.strategy.value, random=chance, shelf=shelf)
 
 
 def teacher(fleet: Fleet, index: PrefixIndex, clock: Clock) -> Teacher:

@@ -82,6 +82,10 @@ class RequestQueue:
         items = self._lanes.get(lane)
         return items[0] if items else None
 
+    def first(self, lane: Lane, count: int) -> list[Ticket]:
+        """The first tickets of a lane, at most so many."""
+        return self._lanes.get(lane, [])[:count]
+
     def pending(self) -> Iterator[Ticket]:
         """All tickets, in the order in which they came."""
         return iter(sorted(self._tickets.values(), key=lambda ticket: ticket.arrival))

@@ -42,7 +42,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     `next_wake_at` is when it is worth deciding again though nothing happened (monotonic
     seconds), None when only an event can change it. `instances` are all that there were, `filtered` tells
     what took which of them out, `terms` of what the scores of the others are the sums, where they were
-    scored. `waits_for_room`: memory that becomes free anywhere may end the wait.
+    scored. `waits_for_room`: memory that becomes free anywhere may end the wait. `by_choice`: it could go
+    somewhere and is better off waiting.
     """
 
     ticket: Ticket
@@ -55,6 +56,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     terms: Mapping[InstanceId, Mapping[str, float]]
     next_wake_at: float | None = None
     waits_for_room: bool = False
+    by_choice: bool = False
 
     @property
     def considered(self) -> tuple[Considered, ...]:

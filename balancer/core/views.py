@@ -118,6 +118,10 @@ class InstanceView(Protocol):
     def learned(self) -> LearnedView:
         """What its answers have taught."""
 
+    def spared_until(self, now: float) -> float:
+        """Until when what is in its memory counts as in use (monotonic seconds): minus infinity where nothing
+        is, as far as is known."""
+
     def load_seconds(self, variant: Variant) -> float:
         """How long to load the variant is expected to take: as measured, else by its size."""
 

@@ -54,6 +54,8 @@ class DrainedBy(StrEnum):
     RESTART = "restart"
 
 
+_IN_USE_SECONDS = 60.0
+"""A model that answered within so long is likely to be asked again."""
 _PAUSE_SECONDS = 1.0
 """At least so long after a load failed no other load of the model is tried there."""
 
@@ -150,6 +152,12 @@ class Instance(Judged):
     def resident(self, model: ModelName) -> bool:
         """Whether the newest list of runners names the model."""
         return self.inventory is not None and model in self.inventory.runners
+
+    def spared_until(self, now: float) -> float:
+        if self.inventory is not None and not self.inventory.runners:
+            return float("-inf")
+        used_at = now if self.running else max(self._answered_at.values(), default=float("-inf"))
+        return used_at + _IN_USE_SECONDS
 
     def generation_of(self, model: ModelName | None) -> int:
         """The life of the model's runner, 0 while none is known."""

@@ -24,6 +24,9 @@ _PREFILL_RANK = 2
 higher, and nothing makes it look lower but noise."""
 _PREFILL_TOKENS = 64
 """Shorter evaluations say more of what surrounds them than of the rate."""
+_BELIEVED_SHARE = 0.5
+"""Where more of a prompt is believed to be cached, its evaluation teaches nothing: a belief that is wrong
+would teach a rate that confirms it."""
 _DECODE_TOKENS = 8
 _SLOWDOWN_WEIGHT = 8.0
 """What the usual slowdown is worth, in squares of further requests; the newest samples are worth some 50."""
@@ -89,6 +92,8 @@ class _Runner:
 
     def _learn_prefill(self, work: Work, company: Company) -> bool:
         """Short evaluations, and those beside others, count only until there are better ones."""
+        if work.cached_tokens > _BELIEVED_SHARE * (work.prompt_tokens or 0):
+            return False
         tokens = (work.prompt_tokens or 0) - work.cached_tokens
         rate = _rate(tokens * company.sharing, work.prompt_seconds)
         poor = tokens < _PREFILL_TOKENS or not company.alone_in_prefill

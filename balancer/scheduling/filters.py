@@ -14,6 +14,7 @@ BREAKER_OPEN = "breaker open"
 FAILED_BEFORE = "failed this request before"
 MODEL_NOT_THERE = "model not there"
 NO_ROOM = "no room for a load"
+NO_SLOT = "no free slot"
 NOT_SERVED = "runtime does not serve this"
 
 
@@ -70,7 +71,7 @@ def why_held(ticket: Ticket, instance: InstanceView, now: float) -> Hold | None:
     if (gated := instance.gated_until(variant, now)) is not None:
         return Hold("held for a load", gated)
     if not instance.has_free_slot(variant):
-        return _NO_SLOT
+        return _SLOTS_TAKEN
     if (slow_start := instance.slow_start_until(variant, now)) is not None:
         return Hold("slow start", slow_start)
     loading, no_room_until = instance.loading, instance.no_room_until(variant, now)
@@ -79,4 +80,4 @@ def why_held(ticket: Ticket, instance: InstanceView, now: float) -> Hold | None:
     return Hold("loading") if loading is not None else Hold(NO_ROOM, no_room_until)
 
 
-_NO_SLOT = Hold("no free slot")
+_SLOTS_TAKEN = Hold(NO_SLOT)

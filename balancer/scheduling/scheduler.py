@@ -5,7 +5,7 @@ run the same code a million times. Ties are broken by chance, or the first insta
 configuration would get them all.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -18,15 +18,22 @@ from balancer.scheduling.filters import (
     FAILED_BEFORE,
     MODEL_NOT_THERE,
     NO_ROOM,
+    NO_SLOT,
     NOT_SERVED,
     why_held,
     why_out,
 )
 from balancer.scheduling.outliers import without_outliers
-from balancer.scheduling.strategies import STRATEGIES, Shelf, Terms
+from balancer.scheduling.strategies import STRATEGIES, Reckoning, Shelf, Terms
 
 PATIENCE_SECONDS = 1.0
 """So long a request waits for the load that its strategy began, before it goes where none is needed."""
+WINDOW = 8
+"""So many of those that wait for the same are looked at for who makes most of a slot."""
+_SCORES = 256
+"""No more pairs of a ticket and an instance are scored for one decision."""
+_TIE = 1.05
+"""Costs in seconds are estimates, so what is within this factor of the best is as good as that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +44,22 @@ class LoadBegun:
     alone_until: float
 
 
+@dataclass(slots=True)
+class _Field:
+    """Who there is for a ticket: all, those that could serve it, those of them that are free to, those that
+    only lack a slot, and those where something is being loaded. `filtered` tells why others are not free,
+    `ends` when that may be over."""
+
+    instances: Sequence[InstanceView]
+    able: list[InstanceView]
+    free: list[InstanceView]
+    busy: list[InstanceView]
+    loading: list[InstanceView]
+    filtered: dict[InstanceId, str]
+    ends: list[float]
+    for_room: bool
+
+
 class Scheduler:
     """Decides by a strategy of that name. Raises KeyError for a name that is not on the shelf."""
 
@@ -44,22 +67,70 @@ class Scheduler:
         self._fleet = fleet
         self._random = random
         self._shelf = shelf
-        self._name = strategy
-        self._strategy = shelf[strategy](random)
+        self._take(strategy)
 
     def use(self, strategy: str) -> None:
         """Decide by another strategy from now on. Raises KeyError as construction does."""
         if strategy != self._name:
-            self._strategy = self._shelf[strategy](self._random)
-            self._name = strategy
+            self._take(strategy)
 
-    def decide(self, ticket: Ticket, now: float, *, begun: LoadBegun | None = None) -> Decision:
+    def _take(self, strategy: str) -> None:
+        self._strategy = self._shelf[strategy](self._random)
+        self._reckoning = self._strategy if isinstance(self._strategy, Reckoning) else None
+        self._name = strategy
+
+    @property
+    def window(self) -> int:
+        """How many of those that wait for the same it is worth offering to `decide` at once."""
+        return 1 if self._reckoning is None else WINDOW
+
+    def decide(
+        self,
+        ticket: Ticket,
+        now: float,
+        *,
+        begun: LoadBegun | None = None,
+        behind: Sequence[Ticket] = (),
+    ) -> Decision:
         """The decision at `now` (monotonic seconds). Where it says PICKED or LOAD the caller must take
         the slot, or begin the load, before anything else can happen; the strategy has counted the pick.
 
         `begun` is the load that was begun for this ticket. For a moment it waits for that alone, so that
-        a strategy's order holds; then it goes wherever the variant is resident, too.
+        a strategy's order holds; then it goes wherever the variant is resident, too. `behind` are others
+        that whatever takes the ticket would take: the decision may be for one of them instead.
         """
+        field = self._field(ticket, now, begun)
+        terms: dict[InstanceId, Terms] = {}
+        chosen, wake_at = None, field.ends
+        for candidate in self._in_order(ticket, behind, field.free, now):
+            chosen, until = self._pick(candidate, field, terms, begun, now)
+            if chosen is not None:
+                ticket = candidate
+                break
+            assert until is not None
+            wake_at.append(until)
+        if chosen is not None:
+            warm = ticket.variant is None or not ticket.needs_slot or chosen.warm(ticket.variant)
+            standing = Standing.PICKED if warm else Standing.LOAD
+            wake_at = [] if warm else [now + PATIENCE_SECONDS]
+        else:
+            standing = Standing.BUSY if field.able else _dead_end(field)
+            wake_at += _ends_of_waiting(ticket, field, begun, now)
+        return Decision(
+            ticket=ticket,
+            at=now,
+            strategy=self._name,
+            standing=standing,
+            picked=chosen.id if chosen is not None else None,
+            instances=tuple([each.id for each in field.instances]),
+            filtered=field.filtered,
+            terms=terms,
+            next_wake_at=min(wake_at, default=None),
+            waits_for_room=field.for_room,
+            by_choice=chosen is None and bool(field.free),
+        )
+
+    def _field(self, ticket: Ticket, now: float, begun: LoadBegun | None) -> _Field:
         instances = self._fleet.instances()
         filtered: dict[InstanceId, str] = {}
         able: list[InstanceView] = []
@@ -70,59 +141,55 @@ class Scheduler:
             else:
                 filtered[each.id] = reason
         able = _preferred(ticket, able, filtered, now)
-        free, wake_at, for_room = _free(ticket, able, filtered, now)
+        field = _Field(instances, able, [], [], [], filtered, [], for_room=False)
+        _sort_out(ticket, field, now)
         variant = ticket.variant if ticket.needs_slot else None
-        loading = [each for each in able if each.loading is not None] if variant is not None else []
-        if variant is not None and (loading or begun is not None):
-            free = _without_second_load(
-                variant, begun, loading=loading, free=free, filtered=filtered, now=now
-            )
-        terms: dict[InstanceId, Terms] = {}
-        chosen = self._pick(ticket, free, terms, begun) if free else None
-        if chosen is not None:
-            warm = variant is None or chosen.warm(variant)
-            standing = Standing.PICKED if warm else Standing.LOAD
-            wake_at = [] if warm else [now + PATIENCE_SECONDS]
-        else:
-            standing = Standing.BUSY if able else _dead_end(instances, filtered)
-            wake_at += [each.load_overdue_at for each in loading if each.load_overdue_at > now]
-            if variant is not None:
-                wake_at += _reopenings(variant, instances, filtered, now)
-            if able:
-                wake_at += [each.held_until for each in instances if each.held_until > now]
-                wake_at += [begun.alone_until] if begun is not None and begun.alone_until > now else []
-        return Decision(
-            ticket=ticket,
-            at=now,
-            strategy=self._name,
-            standing=standing,
-            picked=chosen.id if chosen is not None else None,
-            instances=tuple([each.id for each in instances]),
-            filtered=filtered,
-            terms=terms,
-            next_wake_at=min(wake_at, default=None),
-            waits_for_room=for_room,
+        if variant is not None:
+            field.loading = [each for each in able if each.loading is not None]
+            if field.loading or begun is not None:
+                _without_second_load(variant, begun, field, now)
+        return field
+
+    def _in_order(
+        self, ticket: Ticket, behind: Sequence[Ticket], free: Sequence[InstanceView], now: float
+    ) -> Sequence[Ticket]:
+        """Who may go, the first first."""
+        if not free:
+            return ()
+        offered = [ticket, *behind[: max(0, _SCORES // len(free) - 1)]]
+        return (
+            offered
+            if len(offered) < 2 or self._reckoning is None
+            else self._reckoning.order(offered, free, now)
         )
 
     def _pick(
         self,
         ticket: Ticket,
-        free: list[InstanceView],
+        field: _Field,
         terms: dict[InstanceId, Terms],
         begun: LoadBegun | None,
-    ) -> InstanceView:
+        now: float,
+    ) -> tuple[InstanceView, None] | tuple[None, float]:
+        """Where the ticket goes, or until when it is better off waiting."""
+        free = field.free
         loaded_for_it = next((each for each in free if each.id == begun.instance), None) if begun else None
         if loaded_for_it is not None:
-            return loaded_for_it  # the strategy has counted it when the load began
+            return loaded_for_it, None  # the strategy has counted it when the load began
         scores: list[float] = []
         for instance, of_it in zip(free, self._strategy.score(ticket, free), strict=True):
             scores.append(sum(of_it.values()))
             terms[instance.id] = of_it
         best = min(scores)
-        ties = [each for each, score in zip(free, scores, strict=True) if score <= best]
+        tie = best if self._reckoning is None else best * _TIE
+        ties = [each for each, score in zip(free, scores, strict=True) if score <= tie]
         chosen = ties[0] if len(ties) == 1 else self._random.choice(ties)
+        if field.busy and self._reckoning is not None:
+            until = self._reckoning.waits_until(ticket, chosen, best, field.busy, now)
+            if until is not None:
+                return None, until
         self._strategy.picked(chosen, free)
-        return chosen
+        return chosen, None
 
 
 def _preferred(
@@ -142,27 +209,26 @@ def _preferred(
     return _narrow(able, meant, "meant for other models", filtered)
 
 
-def _free(
-    ticket: Ticket, able: list[InstanceView], filtered: dict[InstanceId, str], now: float
-) -> tuple[list[InstanceView], list[float], bool]:
-    """Those that nothing holds, without suspects and spare ones where another is free; when holds end; and
-    whether one is for want of room."""
+def _sort_out(ticket: Ticket, field: _Field, now: float) -> None:
+    """Part those that are free from those that something holds; suspects and spare ones count as free where
+    no other is."""
     free: list[InstanceView] = []
-    ends: list[float] = []
-    for_room = False
-    for instance in able:
+    for instance in field.able:
         hold = why_held(ticket, instance, now)
         if hold is None:
             free.append(instance)
             continue
-        filtered[instance.id] = hold.reason
-        for_room = for_room or hold.reason == NO_ROOM
+        field.filtered[instance.id] = hold.reason
         if hold.until is not None:
-            ends.append(hold.until)
-    if len(free) < 2:
-        return free, ends, for_room
-    free = _narrow(free, _trusted(ticket, free), "newest probe failed", filtered)
-    return _narrow(free, [each for each in free if not each.spare], "spare", filtered), ends, for_room
+            field.ends.append(hold.until)
+        if hold.reason == NO_SLOT:
+            field.busy.append(instance)
+        elif hold.reason == NO_ROOM:
+            field.for_room = True
+    if len(free) > 1:
+        free = _narrow(free, _trusted(ticket, free), "newest probe failed", field.filtered)
+        free = _narrow(free, [each for each in free if not each.spare], "spare", field.filtered)
+    field.free = free
 
 
 def _trusted(ticket: Ticket, free: list[InstanceView]) -> list[InstanceView]:
@@ -186,49 +252,46 @@ def _narrow(
     return narrow
 
 
-def _without_second_load(
-    variant: Variant,
-    begun: LoadBegun | None,
-    *,
-    loading: list[InstanceView],
-    free: list[InstanceView],
-    filtered: dict[InstanceId, str],
-    now: float,
-) -> list[InstanceView]:
+def _without_second_load(variant: Variant, begun: LoadBegun | None, field: _Field, now: float) -> None:
     """While the variant is being loaded somewhere, only those where it is resident: one cold model is
     loaded in one place after the other, as slots there run out. A load that is overdue, or where the
     newest probe failed, is not waited for."""
     awaited = [
         each
-        for each in loading
+        for each in field.loading
         if each.loading == variant and not each.suspect and now < each.load_overdue_at
     ]
-    held = [*awaited, *(each for each in free if each.warm(variant))]
+    held = [*awaited, *(each for each in field.free if each.warm(variant))]
     own = begun is not None and any(each.id == begun.instance for each in held)
     if not awaited and not own:
-        return free
-    left = [each for each in free if each.warm(variant)]
+        return
+    left = [each for each in field.free if each.warm(variant)]
     if begun is not None and own and now < begun.alone_until:
         left = [each for each in left if each.id == begun.instance]
-    for left_out in free:
+    for left_out in field.free:
         if left_out not in left:
-            filtered[left_out.id] = "waits for a load"
-    return left
+            field.filtered[left_out.id] = "waits for a load"
+    field.free = left
 
 
-def _reopenings(
-    variant: Variant, instances: Sequence[InstanceView], filtered: Mapping[InstanceId, str], now: float
-) -> list[float]:
-    """When those that only their breakers take out let requests try again."""
-    out = [each for each in instances if filtered.get(each.id) == BREAKER_OPEN]
-    return [at for each in out if (at := each.breaker_reopens_at(variant, now)) is not None]
+def _ends_of_waiting(ticket: Ticket, field: _Field, begun: LoadBegun | None, now: float) -> list[float]:
+    """When what keeps it waiting may be over, beside the ends of holds."""
+    ends = [each.load_overdue_at for each in field.loading if each.load_overdue_at > now]
+    variant = ticket.variant if ticket.needs_slot else None
+    if variant is not None:
+        out = [each for each in field.instances if field.filtered.get(each.id) == BREAKER_OPEN]
+        ends += [at for each in out if (at := each.breaker_reopens_at(variant, now)) is not None]
+    if field.able:
+        ends += [each.held_until for each in field.instances if each.held_until > now]
+        ends += [begun.alone_until] if begun is not None and begun.alone_until > now else []
+    return ends
 
 
-def _dead_end(instances: Sequence[InstanceView], filtered: Mapping[InstanceId, str]) -> Standing:
+def _dead_end(field: _Field) -> Standing:
     """Why no instance is able, when waiting for a slot will not help. That a model is nowhere can only
     be said while some instance is there to ask."""
-    reasons = set(filtered.values())
-    if reasons == {MODEL_NOT_THERE} and any(each.usable for each in instances):
+    reasons = set(field.filtered.values())
+    if reasons == {MODEL_NOT_THERE} and any(each.usable for each in field.instances):
         return Standing.UNKNOWN_MODEL
     if NOT_SERVED in reasons and reasons <= {NOT_SERVED, MODEL_NOT_THERE}:
         return Standing.UNSERVED

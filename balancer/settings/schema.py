@@ -183,7 +183,7 @@ class Settings(Group):
         description="A further listener with metrics and health only, for a scraper elsewhere. null: none.",
     )
     strategy: StrategyName = Field(
-        default=Strategy.WEIGHTED_ROUND_ROBIN,
+        default=Strategy.ADAPTIVE,
         description="How an instance is chosen among those that can serve.",
     )
     instances: tuple[InstanceSettings, ...] = Field(

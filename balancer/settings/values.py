@@ -47,6 +47,7 @@ _METADATA_ADDRESS = ipaddress.ip_address("fd00:ec2::254")
 class Strategy(StrEnum):
     """How an instance is chosen among those that can serve a request."""
 
+    ADAPTIVE = "adaptive"
     WEIGHTED_ROUND_ROBIN = "weighted_round_robin"
     LEAST_CONNECTIONS = "least_connections"
     ROUND_ROBIN = "round_robin"

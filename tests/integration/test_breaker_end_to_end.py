@@ -242,7 +242,7 @@ async def test_requests_go_elsewhere_while_one_breaker_is_open() -> None:
     async with (
         ScriptedInstance().running() as one,
         ScriptedInstance().running() as two,
-        balancing(one, two, circuit_breaker={"threshold": 1}) as running,
+        balancing(one, two, strategy="round_robin", circuit_breaker={"threshold": 1}) as running,
     ):
         one.otherwise = lambda _request: FAULTS["crash"]
 

@@ -201,7 +201,7 @@ async def test_model_that_is_missing_at_one_instance_is_held_back_there_alone() 
     async with (
         ScriptedInstance("m", "n").running() as one,
         ScriptedInstance("m", "n").running() as two,
-        balancing(one, two, health=QUIET) as running,
+        balancing(one, two, strategy="round_robin", health=QUIET) as running,
     ):
         one.otherwise = lambda _request: error(404, "model 'm' not found")
 

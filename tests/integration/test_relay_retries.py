@@ -89,7 +89,7 @@ async def test_refused_connection_is_tried_elsewhere_and_marks_the_instance_down
     async with (
         ScriptedInstance().running() as one,
         ScriptedInstance().running() as two,
-        balancing(one, two, health={"interval_seconds": 3600}) as running,
+        balancing(one, two, strategy="weighted_round_robin", health={"interval_seconds": 3600}) as running,
     ):
         one.refuse()
 

@@ -160,7 +160,7 @@ async def test_changed_strategy_decides_from_then_on() -> None:
     async with (
         ScriptedInstance().running() as one,
         ScriptedInstance().running() as two,
-        balancing(one, two) as running,
+        balancing(one, two, strategy="weighted_round_robin") as running,
     ):
         assert "weighted" in (
             (await running.ask("/api/generate", GENERATE)).header("x-balancer-reason") or ""

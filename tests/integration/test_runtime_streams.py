@@ -81,7 +81,11 @@ async def test_a_stream_that_breaks_off_never_looks_done(
 async def test_a_stream_that_fails_before_its_first_token_is_tried_elsewhere() -> None:
     failing, sound = RuntimeServer("m"), ScriptedInstance("m")
     failing.otherwise = lambda _request: (Send(SSE), Turn(), Close())
-    async with failing.running(), sound.running(), balancing(failing, sound) as running:
+    async with (
+        failing.running(),
+        sound.running(),
+        balancing(failing, sound, strategy="round_robin") as running,
+    ):
         answers = [await running.ask("/api/chat", CHAT) for _ in range(3)]
 
     assert {each.status for each in answers} == {200}

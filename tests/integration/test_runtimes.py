@@ -251,7 +251,11 @@ async def test_embeddings_come_in_the_order_of_their_inputs(server: RuntimeServe
 async def test_a_try_at_the_other_kind_is_translated_anew() -> None:
     ollama, server = ScriptedInstance("m"), RuntimeServer("m")
     ollama.otherwise = lambda _request: (Close(),)
-    async with ollama.running(), server.running(), balancing(ollama, server) as running:
+    async with (
+        ollama.running(),
+        server.running(),
+        balancing(ollama, server, strategy="round_robin") as running,
+    ):
         answers = [await running.ask("/api/chat", CHAT) for _ in range(3)]
 
     assert {said(each) for each in answers} == {"Hello"}

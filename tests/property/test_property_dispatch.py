@@ -18,7 +18,7 @@ from balancer.fleet.breaker import BreakerPolicy
 from balancer.fleet.fleet import Load
 from balancer.fleet.health import Health
 from balancer.fleet.instance import Instance
-from balancer.settings import Strategy
+from balancer.scheduling.strategies import STRATEGIES
 from tests.property.dispatch_oracle import EPSILON, Oracle
 from tests.unit.unit_support import OK, LoopClock, VirtualLoop, house, instance, settle, ticket
 
@@ -70,7 +70,7 @@ class DispatchMachine(RuleBasedStateMachine):
         self.taken = self.released = self.arrivals = 0
 
     @initialize(
-        strategy=st.sampled_from([each.value for each in Strategy]),
+        strategy=st.sampled_from(sorted(STRATEGIES)),
         slots=st.lists(st.integers(1, 2), min_size=3, max_size=3),
         caps=st.lists(st.none() | st.integers(1, 2), min_size=3, max_size=3),
         holding=st.lists(st.sampled_from([MODELS, ("m",), ("n",)]), min_size=3, max_size=3),

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from balancer.core.names import canonical_name
-from balancer.core.ticket import InstanceId, Outcome, Verdict
+from balancer.core.ticket import InstanceId, Lease, Outcome, Verdict
 from balancer.core.variant import Variant
 from balancer.fleet.fleet import Fleet
 from balancer.fleet.instance import Instance
-from tests.unit.unit_support import FakeClock, instance
+from tests.unit.unit_support import FakeClock, instance, ticket
 
 M, N = (Variant(canonical_name(each)) for each in "mn")
 ROW: dict[str, Any] = {"name": "m", "digest": "d", "size_vram": 1, "expires_at": "1"}
@@ -126,3 +126,26 @@ def test_the_waiting_hear_of_a_list_that_ends_a_doubt() -> None:
 
     assert it.warm(M)
     assert heard == ["a"]
+
+
+def test_what_is_in_memory_is_spared_for_a_while_after_its_last_answer() -> None:
+    never = float("-inf")
+    cold, it = instance("a", cold=True), instance("b")
+    assert (cold.spared_until(5.0), it.spared_until(5.0)) == (never, never)
+
+    it.take_slot(M.model, 5.0)
+    assert it.spared_until(100.0) == 160.0
+    lease = Lease(
+        id=1,
+        ticket=ticket(),
+        instance=it.id,
+        url="http://b",
+        incarnation=0,
+        generation=0,
+        reason="",
+        leased_at=5.0,
+    )
+    it.give_slot_back(M.model, 5.0, 7.0)
+    it.settle(lease, Outcome(verdict=Verdict.SUCCESS, kind="ok"), 7.0)
+
+    assert it.spared_until(100.0) == 67.0

@@ -61,11 +61,16 @@ def test_rates_are_those_of_a_request_alone() -> None:
 
 
 def test_tokens_known_to_be_cached_are_not_counted() -> None:
-    assert known(taught(prompt(0.5, 1000, cached=900))).prefill_tokens_per_second == pytest.approx(200)
+    assert known(taught(prompt(0.5, 1000, cached=500))).prefill_tokens_per_second == pytest.approx(1000)
+
+
+def test_a_prompt_that_is_believed_to_be_cached_for_the_most_part_teaches_no_rate() -> None:
+    book = taught(prompt(0.5, 1000, cached=501))
+    assert book.rates(A, M) is None
 
 
 def test_short_prompts_count_only_until_there_are_longer_ones() -> None:
-    short = prompt(1.0, 1000, cached=990)
+    short = prompt(1.0, 10)
     book = taught(short, short, short)
     assert known(book).prefill_tokens_per_second == pytest.approx(10)
 

@@ -23,6 +23,7 @@ from balancer.fleet.instance import Instance, InstanceSpec
 from balancer.fleet.learned import Learned
 from balancer.protocol.endings import Tail
 from balancer.scheduling.scheduler import Scheduler
+from balancer.scheduling.strategies import STRATEGIES, Shelf
 
 RECORDINGS = Path(__file__).parents[1] / "recordings" / "exchanges.jsonl"
 OK = Outcome(verdict=Verdict.SUCCESS, kind="ok")
@@ -112,10 +113,14 @@ class FakeView:
     small: bool = True
     others_at_work: int = 0
     load: float = 1.5
+    spared: float = float("inf")
     learned: Learned = field(default_factory=lambda: Learned("http://view"))
 
     def load_seconds(self, variant: Variant) -> float:
         return self.load
+
+    def spared_until(self, now: float) -> float:
+        return self.spared
 
     def sharing(self, model: ModelName) -> int:
         return 1 + self.others_at_work
@@ -239,6 +244,7 @@ def house(
     limit: int = 1000,
     strategy: str = "least_connections",
     watch: Callable[[Decision], None] = lambda _: None,
+    shelf: Shelf = STRATEGIES,
 ) -> House:
     fleet = Fleet(instances, clock=clock)
     loads: list[tuple[Instance, Load]] = []
@@ -260,7 +266,7 @@ def house(
     dispatcher = Dispatcher(
         fleet=fleet,
         queue=queue,
-        scheduler=Scheduler(fleet, strategy=strategy, random=Random(1)),
+        scheduler=Scheduler(fleet, strategy=strategy, random=Random(1), shelf=shelf),
         clock=clock,
         load=load,
         on_decision=decided,

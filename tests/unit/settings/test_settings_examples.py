@@ -67,7 +67,7 @@ def test_schema_is_valid_and_takes_the_examples() -> None:
     "data",
     [
         {"strateg": "random"},
-        {"strategy": "adaptive"},
+        {"strategy": "clairvoyant"},
         {"listen": 5},
         {"instances": [{"name": "a"}]},
         {"instances": [{"url": "http://a", "slots": 0}]},

@@ -22,10 +22,10 @@ BROKEN: list[tuple[str, str | bytes, str, str, str]] = [
     ("a.yaml", "orchestration: {policy: {}}", "orchestration.policy", "unknown key", "'policies'"),
     (
         "a.yaml",
-        "strategy: adaptive",
+        "strategy: clairvoyant",
         "strategy",
-        "'adaptive' is not a strategy",
-        "weighted_round_robin, least",
+        "'clairvoyant' is not a strategy",
+        "adaptive, weighted_round_robin, least",
     ),
     ("a.yaml", "listen: 127.0.0.1:70000", "listen", "no valid port", "0 to 65535"),
     ("a.yaml", "listen: 11400", "listen", "11400 is not an address", "host:port"),

@@ -53,7 +53,7 @@ def test_no_source_at_all_gives_the_defaults() -> None:
     assert Address("127.0.0.1", 11400) == found.listen
     assert Address("127.0.0.1", 11401) == found.admin_listen
     assert found.metrics_listen is None
-    assert Strategy.WEIGHTED_ROUND_ROBIN is found.strategy
+    assert Strategy.ADAPTIVE is found.strategy
     assert found.all_instances == ()
 
 
