@@ -18,8 +18,8 @@ from balancer.simulator.virtual.findings import Case, CaseFindings, Findings, as
 from balancer.simulator.virtual.fleets import changed, fleet_name, with_fleet, with_models
 from balancer.simulator.virtual.processes import Done, Task, run_all
 from balancer.simulator.virtual.report import report
-from balancer.simulator.virtual.run import strategy_names
 from balancer.simulator.virtual.scenario_file import load_scenario, standard_scenarios, standard_seeds
+from balancer.simulator.virtual.shelf import strategy_names
 
 STANDARD = "standard"
 HELD_OUT = "held-out"

@@ -33,9 +33,9 @@ from balancer.settings.scenario import (
     ScenarioWorkload,
 )
 from balancer.simulator.service_model import ServiceRates
-from balancer.simulator.virtual.fleet import IMMEDIATE
 from balancer.simulator.virtual.hardware import InstanceShape
 from balancer.simulator.virtual.run import serve
+from balancer.simulator.virtual.shelf import IMMEDIATE
 from balancer.simulator.virtual.work import Session, Turn
 
 POLICIES = ("least_connections", "round_robin", "round_robin@immediate")

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from balancer.core.ticket import Priority
 from balancer.settings.scenario import ScenarioNoise
-from balancer.simulator.virtual.fleet import IMMEDIATE
 from balancer.simulator.virtual.outcomes import Outcome, Outcomes
-from balancer.simulator.virtual.run import Run, serve, strategy_names
+from balancer.simulator.virtual.run import Run, serve
+from balancer.simulator.virtual.shelf import IMMEDIATE, strategy_names
 from balancer.simulator.virtual.work import Fault, FaultKind, Session, Turn
 from tests.simulation.virtual_support import GIB, rows, scenario, shapes
 

@@ -8,8 +8,8 @@ import pytest
 
 from balancer.cli import main
 from balancer.commands.simulate import BASELINE, default_strategies, parse_seeds, parse_strategies
-from balancer.simulator.virtual.run import strategy_names
 from balancer.simulator.virtual.scenario_file import standard_seeds
+from balancer.simulator.virtual.shelf import strategy_names
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -27,7 +27,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["nowhere.yaml"], "nowhere.yaml: (file): does not exist"),
         (
             ["tight-memory", "--strategies", "random,bets"],
-            "'bets' is no strategy; there are weighted_round_robin",
+            "'bets' is no strategy; there are adaptive, weighted_round_robin",
         ),
         (["tight-memory", "--seeds", "0"], "neither a number of seeds, from 1 to 1000, nor held-out"),
         (["tight-memory", "--seeds", "1001"], "'1001' is neither"),

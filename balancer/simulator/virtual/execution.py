@@ -51,6 +51,7 @@ class Job:
         "evaluated_at",
         "first_byte_at",
         "left",
+        "on_evaluated",
         "pace",
         "prefilling",
         "then",
@@ -65,6 +66,7 @@ class Job:
         self.prefilling = True
         self.done: Future[None] = asyncio.get_running_loop().create_future()
         self.then: Callable[[], None] | None = None
+        self.on_evaluated: Callable[[], None] | None = None
         self.began_at = now
         self.evaluated_at = float("nan")
         self.first_byte_at = float("nan")
@@ -166,6 +168,8 @@ class Device:
         """Its prompt is evaluated, or its answer is made."""
         if job.prefilling:
             job.evaluated_at = self._at
+            if job.on_evaluated is not None:
+                job.on_evaluated()
         if job.prefilling and job.answer_tokens:
             job.prefilling = False
             job.work.prefilling -= 1

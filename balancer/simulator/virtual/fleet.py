@@ -8,20 +8,20 @@ import asyncio
 from collections.abc import Callable, Sequence
 from random import Random
 
-from balancer.accounting.lessons import Lessons
 from balancer.admission.queue import RequestQueue
 from balancer.control.loader import Loader
 from balancer.control.prober import Prober, ProbeTimes
 from balancer.control.room import Room
 from balancer.core.names import canonical_name
-from balancer.core.ticket import InstanceId, Lease, Outcome
+from balancer.core.ticket import InstanceId
 from balancer.dispatch import Dispatcher
 from balancer.fleet.breaker import BreakerPolicy, Breakers
 from balancer.fleet.device_ledger import DeviceLedger, Share
 from balancer.fleet.fleet import Fleet
 from balancer.fleet.health import Health, HealthPolicy
 from balancer.fleet.instance import Instance, InstanceSpec
-from balancer.fleet.rates import Work
+from balancer.scheduling.adaptive import Adaptive
+from balancer.scheduling.prefix_index import PrefixIndex
 from balancer.scheduling.scheduler import Scheduler
 from balancer.scheduling.strategies import Strategy
 from balancer.settings.scenario import Scenario
@@ -32,30 +32,31 @@ from balancer.simulator.virtual.clairvoyant import Clairvoyant
 from balancer.simulator.virtual.clients import VirtualControl, VirtualUpstream
 from balancer.simulator.virtual.execution import Device
 from balancer.simulator.virtual.hardware import InstanceShape
-from balancer.simulator.virtual.instances import Served, VirtualInstance
+from balancer.simulator.virtual.instances import VirtualInstance
 from balancer.simulator.virtual.loop import VirtualClock
 from balancer.simulator.virtual.oracle import TrueState
+from balancer.simulator.virtual.school import School
+from balancer.simulator.virtual.shelf import Informed
 from balancer.telemetry.logs import make_logger
 from balancer.telemetry.metrics import Metrics
 
-IMMEDIATE = "@immediate"
-"""Ends the name of a strategy that binds a request on its arrival, as a proxy without a queue does."""
 _LOG = make_logger(level="critical", output_format="json")
 _NO_LIMIT = 1_000_000
 _PROBES = ProbeTimes(interval_seconds=30.0, timeout_seconds=5.0)
+_INDEX_BYTES = 64 << 20
 _RESERVE = 0.05
 """Part of a device that the balancer leaves free."""
 
 
 class VirtualFleet:
-    """One balancer and its instances, on the running loop. `strategy` decides, the clairvoyant one where it
-    is None; with `immediate` the balancer is not told that slots are ever taken."""
+    """One balancer and its instances, on the running loop. `strategy` decides; with `immediate` the balancer
+    is not told that slots are ever taken."""
 
     def __init__(
         self,
         scenario: Scenario,
         shapes: Sequence[InstanceShape],
-        strategy: Callable[[Random], Strategy] | None,
+        strategy: Callable[[Random], Strategy] | Informed,
         *,
         immediate: bool,
         seed: int,
@@ -63,7 +64,6 @@ class VirtualFleet:
         loop = asyncio.get_running_loop()
         self._immediate = immediate
         clock = self._clock = VirtualClock(loop)
-        self._lessons = Lessons(clock)
         self.models = {name: _model(name, each) for name, each in _specs(scenario).items()}
         self.devices = [Device(loop) for _ in range(1 + max(each.device for each in shapes))]
         self.instances = self._instances(scenario, shapes, seed, clock)
@@ -71,7 +71,13 @@ class VirtualFleet:
         self.by_id = {InstanceId(each.name): each for each in self.instances}
         known = scenario.instances.slots if scenario.instances.slots_known else None
         slots = _NO_LIMIT if immediate else known
-        self.fleet = Fleet([_instance(each, slots) for each in self.instances], clock=clock)
+        self.fleet = Fleet(
+            [
+                _instance(each, slots, shape.device)
+                for each, shape in zip(self.instances, shapes, strict=True)
+            ],
+            clock=clock,
+        )
         self.fleet.listen(on_down=lambda instance: self.by_id[instance.id].abandon())
         self.queue = RequestQueue(limit=scenario.queue_requests)
         control = VirtualControl(by_url)
@@ -82,12 +88,17 @@ class VirtualFleet:
         if scenario.instances.slots_known:
             ledger.use(*_shares(shapes))
         self.loader = self._loader(VirtualUpstream(by_url), control, ledger, clock)
+        index = PrefixIndex(limit_bytes=_INDEX_BYTES if strategy is Informed.ADAPTIVE else 0)
+        self.school = School(self.fleet, index, clock, immediate=immediate)
         chance = Random(f"{seed} ties")
         self.oracle: TrueState | None = None
         """What the clairvoyant strategy knows; None for all others."""
-        if strategy is None:
+        self.strategy: Strategy
+        if strategy is Informed.CLAIRVOYANT:
             self.oracle = TrueState(self.by_id, clock)
-            self.strategy: Strategy = Clairvoyant(self.oracle)
+            self.strategy = Clairvoyant(self.oracle)
+        elif strategy is Informed.ADAPTIVE:
+            self.strategy = Adaptive(index)
         else:
             self.strategy = strategy(chance)
         shelf = {"": lambda _random: self.strategy}
@@ -157,26 +168,6 @@ class VirtualFleet:
         by_name = {each.name: each for beside in neighbours for each in beside}
         return [by_name[shape.id] for shape in shapes]
 
-    def sent(self, lease: Lease) -> None:
-        """A request is sent under a lease."""
-        self._lessons.begin(lease, self.fleet.find(lease), streams=False)
-
-    def ended(self, lease: Lease, outcome: Outcome, served: Served | None) -> None:
-        """It has ended: what its counters tell, as `accounting.lessons` reads them. Where the balancer is not
-        told that slots are ever taken, it is not to find out either."""
-        work = None
-        if served is not None:
-            told = served.load_seconds + served.prompt_seconds + served.output_seconds
-            left_over = max(0.0, self._clock.monotonic() - lease.leased_at - told)
-            work = Work(
-                prompt_tokens=lease.ticket.prompt_tokens,
-                prompt_seconds=served.prompt_seconds,
-                output_tokens=served.output_tokens,
-                output_seconds=served.output_seconds if served.output_tokens else None,
-                left_over_seconds=left_over if served.output_tokens and not self._immediate else None,
-            )
-        self._lessons.end(lease, outcome, work)
-
     def _decided(self, _decision: object) -> None:
         self.decisions += 1
 
@@ -219,12 +210,13 @@ def _config(scenario: Scenario, shape: InstanceShape) -> ServerConfig:
     )
 
 
-def _instance(of: VirtualInstance, slots: int | None) -> Instance:
+def _instance(of: VirtualInstance, slots: int | None, device: int) -> Instance:
     spec = InstanceSpec(
         id=InstanceId(of.name),
         url=of.url,
         slots=slots,
         models=frozenset(),
+        devices=(str(device),),
     )
     return Instance(spec, Health(HealthPolicy()), Breakers(BreakerPolicy()))
 

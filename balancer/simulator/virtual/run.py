@@ -9,11 +9,10 @@ meet the same requests.
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate, count
-from random import Random
 
 from balancer.accounting.teacher import LOADED_SECONDS
 from balancer.admission.retry_budget import RetryBudget
@@ -26,25 +25,23 @@ from balancer.errors import ConnectFailed, DeadlinePassed, FleetError, InstanceE
 from balancer.fleet.residency import EVICTION_SECONDS
 from balancer.overdue import Overdue
 from balancer.protocol.failures import BUSY, CRASH, OUT_OF_MEMORY, Retry
-from balancer.scheduling.strategies import STRATEGIES, Strategy
 from balancer.settings.scenario import Scenario
 from balancer.simulator.virtual.clairvoyant import HORIZON_SECONDS
 from balancer.simulator.virtual.execution import Job
-from balancer.simulator.virtual.fleet import IMMEDIATE, VirtualFleet
+from balancer.simulator.virtual.fleet import VirtualFleet
 from balancer.simulator.virtual.hardware import InstanceShape, instances_of
 from balancer.simulator.virtual.instances import AnswerCut, Prompt, Served
 from balancer.simulator.virtual.loop import VirtualLoop
 from balancer.simulator.virtual.outcomes import Outcome, Outcomes, RunFacts
 from balancer.simulator.virtual.records import Records, Tally
 from balancer.simulator.virtual.refusals import Refused
-from balancer.simulator.virtual.rivals import RIVALS, Learner
+from balancer.simulator.virtual.rivals import Learner
+from balancer.simulator.virtual.shelf import IMMEDIATE, SHELF
 from balancer.simulator.virtual.work import Fault, FaultKind, Observation, Segment, Session, Turn
 from balancer.simulator.virtual.workload import faults, sessions
 
 _SILENCE_SECONDS = 2.0
 _OK = LeaseOutcome(verdict=Verdict.SUCCESS, kind="ok")
-
-_SHELF: Mapping[str, Callable[[Random], Strategy] | None] = {**STRATEGIES, **RIVALS, "clairvoyant": None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +50,6 @@ class Run:
 
     outcomes: Outcomes
     facts: RunFacts
-
-
-def strategy_names() -> tuple[str, ...]:
-    """All that can be compared."""
-    return (*_SHELF, *(name + IMMEDIATE for name in _SHELF))
 
 
 def run(
@@ -92,7 +84,7 @@ def serve(
 ) -> Run:
     """The same with other instances, sessions and faults than the scenario's own."""
     began = time.process_time()
-    made = _SHELF[strategy.removesuffix(IMMEDIATE)]
+    made = SHELF[strategy.removesuffix(IMMEDIATE)]
     loop = VirtualLoop()
 
     async def main() -> tuple[Outcomes, VirtualFleet]:
@@ -288,12 +280,13 @@ class _Run:
         task = asyncio.current_task()
         assert task is not None
         self._silent.begin(task)
-        self._virtual.sent(lease)
+        self._virtual.school.sent(lease)
         job: Job | None = None
 
         def begun(its: Job) -> None:
             nonlocal job
             job = its
+            its.on_evaluated = lambda: self._virtual.school.evaluated(lease)
 
         try:
             context = num_ctx if isinstance(num_ctx, int) else None
@@ -343,7 +336,7 @@ class _Run:
         self._return(lease, broken)
 
     def _return(self, lease: Lease, outcome: LeaseOutcome, served: Served | None = None) -> None:
-        self._virtual.ended(lease, outcome, served)
+        self._virtual.school.ended(lease, outcome, served)
         self._dispatcher.release(lease, outcome)
         if self._virtual.fleet.get(lease.instance).loading is not None:
             self._loop.call_later(EVICTION_SECONDS, self._virtual.prober.look, lease.instance)
