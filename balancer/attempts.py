@@ -181,6 +181,7 @@ class Attempts:
             if lease.runtime is not Runtime.OLLAMA:
                 upstream = self._adapted(lease, record, upstream)
             exchange = await self._client.exchange(lease.url, upstream)
+            record.answered_at = self._clock.monotonic()
             self._teacher.answered(lease)
             return exchange
         except InstanceError as error:
@@ -277,8 +278,8 @@ class Attempts:
             record.queued_seconds += self._clock.monotonic() - started
         record.attempts = ticket.attempt
         record.instance, record.reason, record.leased_at = lease.instance, lease.reason, lease.leased_at
-        self._ledger.leased(record)
         self._teacher.leased(lease, record)
+        self._ledger.leased(record)
         return lease
 
     async def _acquire(self, ticket: Ticket, record: RequestRecord) -> Lease:

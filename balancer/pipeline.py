@@ -240,7 +240,6 @@ class Pipeline:
     async def _relay(
         self, exchange: Exchange, ticket: Ticket, operation: Operation, record: RequestRecord, sink: Sink
     ) -> None:
-        record.answered_at = self._clock.monotonic()
         head = await exchange.response()
         record.status = head.status
         own_headers = _own_headers(record)

@@ -31,7 +31,8 @@ INSTANCES = ("simulated-1", "simulated-2", "simulated-3")
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BalancerProcess]:
     """`balancer demo` with three instances."""
-    with balancer_process(tmp_path_factory.mktemp("demo"), "demo", "--speed", "500") as started:
+    folder, in_turn = tmp_path_factory.mktemp("demo"), {"BALANCER_STRATEGY": "round_robin"}
+    with balancer_process(folder, "demo", "--speed", "500", **in_turn) as started:
         yield started
 
 
@@ -115,7 +116,8 @@ def test_killed_demo_leaves_no_instance_behind(tmp_path: Path) -> None:
 
 
 def test_lost_instance_of_the_demo_is_told_and_the_others_serve(tmp_path: Path) -> None:
-    with balancer_process(tmp_path, "demo", "--speed", "500") as started:
+    in_turn = {"BALANCER_STRATEGY": "round_robin"}
+    with balancer_process(tmp_path, "demo", "--speed", "500", **in_turn) as started:
         os.kill(children(started.child.pid)[0], signal.SIGKILL)
         with httpx.Client(base_url=started.url, trust_env=False, timeout=20) as client:
             answers = [client.post("/api/chat", json=chat(stream=False)) for _ in range(6)]

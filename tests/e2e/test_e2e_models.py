@@ -80,7 +80,7 @@ async def test_one_instance_of_a_shared_store_is_asked() -> None:
 
 
 async def test_upload_and_create_reach_every_store() -> None:
-    async with fleet(quick(), quick()) as stack, http(stack.url) as client:
+    async with fleet(quick(), quick(), strategy="round_robin") as stack, http(stack.url) as client:
         missing = await client.head(f"/api/blobs/{DIGEST}")
         uploaded = await client.post(f"/api/blobs/{DIGEST}", content=BLOB)
         found = await client.head(f"/api/blobs/{DIGEST}")
@@ -170,7 +170,7 @@ async def test_pull_of_what_no_registry_has_fails_everywhere() -> None:
 
 
 async def test_unload_reaches_every_instance_where_the_model_is_loaded() -> None:
-    async with fleet(quick(), quick()) as stack, http(stack.url) as client:
+    async with fleet(quick(), quick(), strategy="round_robin") as stack, http(stack.url) as client:
         await asyncio.gather(*(client.post("/api/chat", json=chat(CHAT)) for _ in range(4)))
         assert [len(each.scheduler.runners) for each in stack.servers] == [1, 1]
         answer = await client.post("/api/generate", json={"model": CHAT, "keep_alive": 0, "stream": False})

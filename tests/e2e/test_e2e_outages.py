@@ -122,7 +122,7 @@ async def test_stopped_process_is_left_alone_until_it_goes_on(tmp_path: Path, re
     with simulator("stopped", tmp_path) as (stopped, url):
         async with (
             simulated(quick()) as (working,),
-            balancing([refusing, url, working], usable=2, health=WATCHFUL) as stack,
+            balancing([refusing, url, working], usable=2, health=WATCHFUL, strategy="round_robin") as stack,
             http(stack.url) as client,
         ):
             os.kill(stopped.pid, signal.SIGSTOP)
