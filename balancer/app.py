@@ -46,7 +46,6 @@ from balancer.upstream.control_client import ControlClient
 from balancer.upstream.stream_memory import StreamMemory
 
 _TELL_SECONDS = 1.0
-_RETRY_SPREAD = 1.5
 _FIRST_PROBES_SECONDS = 1.0
 
 
@@ -97,7 +96,16 @@ class Balancer:
         self.prefix_index = wiring.prefix_index(settings)
         chance = random or Random()
         self.scheduler = wiring.scheduler(settings, self.fleet, self.prefix_index, chance)
-        self.dispatcher = self._dispatcher(chance)
+        self.dispatcher = Dispatcher(
+            fleet=self.fleet,
+            queue=self.queue,
+            scheduler=self.scheduler,
+            clock=self.clock,
+            load=self.loader.begin,
+            wait_limits=wiring.wait_limits(settings),
+            on_decision=self.ledger.decided,
+            spread=wiring.retry_spread(chance),
+        )
         self.outlier_watch = wiring.outlier_watch(
             settings, self.fleet, self.health, chance=chance, clock=self.clock, log=log
         )
@@ -130,6 +138,7 @@ class Balancer:
         limits = settings.limits
         self.scheduler.use(settings.strategy.value)
         self.queue.limit = limits.queue_requests
+        self.dispatcher.limit_waits(wiring.wait_limits(settings))
         self.prefix_index.limit_bytes = wiring.prefix_index_bytes(settings)
         self.budget.limit_bytes = wiring.body_memory_bytes(settings, self._memory_allowed)
         self.stream_memory.limit_bytes = wiring.stream_memory_bytes(settings, self._memory_allowed)
@@ -278,17 +287,6 @@ class Balancer:
             log=self.log,
         )
 
-    def _dispatcher(self, chance: Random) -> Dispatcher:
-        return Dispatcher(
-            fleet=self.fleet,
-            queue=self.queue,
-            scheduler=self.scheduler,
-            clock=self.clock,
-            load=self.loader.begin,
-            on_decision=self.ledger.decided,
-            spread=lambda: chance.uniform(1.0, _RETRY_SPREAD),
-        )
-
     def _supervisor(self) -> Supervisor:
         settings = self.settings
         return Supervisor(
@@ -371,6 +369,7 @@ class Balancer:
         return Report(
             fleet=self.fleet,
             queue=self.queue,
+            waits=self.dispatcher.expected_waits,
             ledger=self.ledger,
             reloader=self.reloader,
             metrics=self.metrics,

@@ -111,9 +111,9 @@ class Attempts:
         self._long_silent: dict[_Try, Silence] = {}
         self._teacher = teacher
 
-    def retry_after_seconds(self) -> float:
+    def retry_after_seconds(self, ticket: Ticket) -> float:
         """When a request that was turned away may try again, as dispatch estimates it."""
-        return self._dispatcher.retry_after_seconds()
+        return self._dispatcher.retry_after_seconds(ticket)
 
     def refuse_when_stopping(self) -> None:
         """Raise Stopping where nothing new is to be begun."""

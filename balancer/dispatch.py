@@ -8,23 +8,24 @@ scheduler itself names; there is one timer and no polling.
 
 import asyncio
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 
+from balancer.admission.overload import Overload, WaitLimits
 from balancer.admission.queue import Lane, RequestQueue, lane_of
+from balancer.admission.refusals import dead_end, deadline_passed, stopping
+from balancer.charges import Charges
 from balancer.clock import Clock
 from balancer.core.decision import Decision, Standing
 from balancer.core.names import ModelName
 from balancer.core.ticket import NO_TRIAL, Lease, Outcome, Ticket, TicketId, Verdict
 from balancer.core.variant import Variant
-from balancer.errors import DeadlinePassed, NoInstance, QueueFull, Stopping, UnknownModel, Unserved
+from balancer.errors import BalancerError, QueueFull
 from balancer.fleet.fleet import Fleet
 from balancer.fleet.instance import Instance
 from balancer.scheduling.scheduler import LoadBegun, Scheduler
 
 _WAITING = frozenset({Standing.BUSY, Standing.LOAD})
-_SERVICE_SMOOTHING = 0.2
-"""Weight of the newest lease in the running means of service times and of how many run at once."""
 
 
 class Dispatcher:
@@ -44,11 +45,14 @@ class Dispatcher:
         scheduler: Scheduler,
         clock: Clock,
         load: Callable[[Instance, Variant], bool],
+        wait_limits: WaitLimits,
         on_decision: Callable[[Decision], None] = lambda _decision: None,
         spread: Callable[[], float] = lambda: 1.0,
     ) -> None:
         self._fleet = fleet
         self._queue = queue
+        self._overload = Overload(queue, wait_limits)
+        self._charges = Charges(queue)
         self._scheduler = scheduler
         self._clock = clock
         self._load = load
@@ -61,8 +65,6 @@ class Dispatcher:
         self._by_choice: set[Lane] = set()
         self._cooling: list[tuple[float, int, Instance, ModelName]] = []
         self._lease_ids = count(1)
-        self._service_seconds: float | None = None
-        self._parallel = 1.0
         self._timer: asyncio.TimerHandle | None = None
         self._stopping = False
         self._scheduler_wake_at: float | None = None
@@ -72,6 +74,15 @@ class Dispatcher:
     def stopping(self) -> bool:
         """Whether it lends no more."""
         return self._stopping
+
+    def limit_waits(self, limits: WaitLimits) -> None:
+        """Hold requests that come from now on to other limits."""
+        self._overload.limits = limits
+
+    def expected_waits(self) -> Mapping[TicketId, tuple[int, float | None]]:
+        """Of each request that waits, its place among those that wait for the same model, from 1 on, and the
+        seconds that it is likely to wait yet; None where that cannot be told."""
+        return self._charges.expected_waits()
 
     @property
     def leases(self) -> tuple[Lease, ...]:
@@ -93,47 +104,71 @@ class Dispatcher:
             DeadlinePassed: its deadline came first.
         """
         if self._stopping:
-            raise _stopping()
+            raise stopping()
         if not self._queue.has_lane_for(ticket):
             raise QueueFull(
                 "too many requests with different runner options wait for the model; try again later",
-                retry_after_seconds=self.retry_after_seconds(),
+                retry_after_seconds=self.retry_after_seconds(ticket),
             )
         now = self._clock.monotonic()
         if self._cooling and self._cooling[0][0] <= now:
             self.wake()  # those that wait already come first
-        # Nothing has changed since they were looked at, so all that may keep it waiting is its own lane.
-        lane = lane_of(ticket)
-        decision = None if self._queue.head(lane) else self._decide(ticket, now)
-        if decision is not None and decision.standing not in _WAITING:
-            self._on_decision(decision)
-            if decision.picked is None:
-                raise self._dead_end(decision)
-            return self._lend(ticket, decision, now)
-        full = self._queue.full and ticket.attempt == 1
+        self._queue.enter(ticket.client)
+        try:
+            lease = self._lease_now(ticket, now)
+        except BalancerError:
+            self._queue.leave(ticket.client)
+            raise
+        return lease or await self._wait(ticket, now)
+
+    def _lease_now(self, ticket: Ticket, now: float) -> Lease | None:
+        """A lease without waiting, None where it has to wait. While somebody of its lane waits there is none,
+        as nothing has changed since that one was looked at."""
+        if self._queue.head(lane_of(ticket), now):
+            return None
+        decision = self._decide(ticket, now)
+        if decision.standing in _WAITING:
+            self._hold(ticket, decision)
+            return None
+        self._on_decision(decision)
+        if decision.picked is None:
+            raise self._dead_end(decision)
+        return self._lend(ticket, decision, now)
+
+    async def _wait(self, ticket: Ticket, now: float) -> Lease:
         waiter: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
         self._waiters[ticket.id] = waiter
-        self._queue.push(ticket)
-        if decision is not None:
-            self._hold(ticket, decision)
-        elif lane in self._by_choice and ticket.variant is not None:
+        self._queue.push(ticket, self._charges.estimate(ticket))
+        if lane_of(ticket) in self._by_choice and ticket.variant is not None:
             self._settle_heads(now, of=ticket.variant.model)  # what the others left it may take
+        if not waiter.done() and ticket.attempt == 1:
+            self._turn_away(ticket, now)
         self._arm(now)
-        if full and not waiter.done():
-            waiter.set_exception(
-                QueueFull(
-                    f"the queue is full ({self._queue.limit} requests wait); try again later",
-                    retry_after_seconds=self.retry_after_seconds(),
-                )
-            )
         try:
             return await waiter
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 self.release(waiter.result(), Outcome(verdict=Verdict.NEUTRAL, kind="cancelled"))
+            else:
+                self._queue.leave(ticket.client)
+            raise
+        except BalancerError:
+            self._queue.leave(ticket.client)
             raise
         finally:
             self._forget(ticket)
+
+    def _turn_away(self, ticket: Ticket, now: float) -> None:
+        """Where the queue cannot hold one more, somebody has to go: that one, or another who has less claim
+        to its place."""
+        turned = self._overload.turn_away(ticket, self._charges.pace(ticket), now)
+        if turned is not None:
+            loser, error = turned
+            error.retry_after_seconds = (error.retry_after_seconds or 1.0) * self._spread()
+            self._queue.remove(loser.id)
+            waiter = self._waiters[loser.id]
+            if not waiter.done():
+                waiter.set_exception(error)
 
     def release(self, lease: Lease, outcome: Outcome) -> None:
         """End a lease. Raises KeyError for one that was released before.
@@ -143,21 +178,22 @@ class Dispatcher:
         """
         _, instance = self._leases.pop(lease.id)
         variant = lease.ticket.variant
-        healthy = outcome.verdict is Verdict.SUCCESS and instance.breakers.untroubled
+        now = self._clock.monotonic()
         if lease.ticket.needs_slot and variant is not None:
-            now = self._clock.monotonic()
             instance.give_slot_back(variant.model, lease.leased_at, now)
             instance.settle(lease, outcome, now)
+            self._charges.came_back(lease, instance, outcome)
             if outcome.in_prefill and lease.incarnation == instance.incarnation:
                 instance.begin_cooling(variant.model)
                 until = now + instance.cooling_seconds(lease.ticket)
                 heapq.heappush(self._cooling, (until, lease.id, instance, variant.model))
-            if outcome.verdict is Verdict.SUCCESS:
-                self._learn(now - lease.leased_at, len(self._leases) + 1)
-            if healthy and instance.spec.max_concurrent_requests is None:
-                self._wake_for(variant.model, now)
-                return
-        self.wake()
+        self._queue.leave(lease.ticket.client)
+        healthy = outcome.verdict is Verdict.SUCCESS and instance.breakers.untroubled
+        capped = instance.spec.max_concurrent_requests is not None
+        if healthy and not capped and variant is not None and lease.ticket.needs_slot:
+            self._wake_for(variant.model, now)
+        else:
+            self.wake()
 
     def stop(self) -> None:
         """Lend no more: whoever waits or comes is told that the balancer is stopping."""
@@ -166,14 +202,12 @@ class Dispatcher:
             self._queue.remove(ticket.id)
             waiter = self._waiters[ticket.id]
             if not waiter.done():
-                waiter.set_exception(_stopping())
+                waiter.set_exception(stopping())
 
-    def retry_after_seconds(self) -> float:
-        """How long until what waits now is likely to have been served, from measured service times and
-        how many run at once; 1 second before anything was measured."""
-        service = self._service_seconds if self._service_seconds is not None else 1.0
-        parallel = max(self._parallel, len(self._leases))
-        return max(1.0, service * (len(self._queue) + 1) / parallel) * self._spread()
+    def retry_after_seconds(self, ticket: Ticket) -> float:
+        """How long until what waits for the same is likely to have been served, by measured work; 1 second
+        before anything was measured."""
+        return self._overload.retry_after(ticket, self._charges.pace(ticket)) * self._spread()
 
     def wake(self) -> None:
         """Lend every slot that can be lent now, in the order of arrival; no await in here, so what
@@ -205,18 +239,18 @@ class Dispatcher:
     def _settle_heads(self, now: float, *, of: ModelName | None = None) -> None:
         """Decide for the first of each lane, and for who follows; with `of` only where that model is wanted,
         or room."""
-        heads = self._queue.heads()
+        heads = self._queue.heads(now)
         if of is not None:
             heads = [each for each in heads if _wants(each[2], of) or each[2] in self._for_room]
         heapq.heapify(heads)
         while heads:
             _, number, lane = heapq.heappop(heads)
-            ticket = self._queue.head(lane)
+            ticket = self._queue.head(lane, now)
             if ticket is None or not self._settle(ticket, now):
                 continue
-            following = self._queue.head(lane)
-            if following is not None:
-                heapq.heappush(heads, (following.arrival, number, lane))
+            rank = self._queue.rank(lane, now)
+            if rank is not None:
+                heapq.heappush(heads, (rank, number, lane))
 
     def _settle(self, head: Ticket, now: float) -> bool:
         """Decide for the first of a lane; True where it left the queue, or one behind it did, with a lease or
@@ -230,11 +264,12 @@ class Dispatcher:
         self._on_decision(decision)
         ticket = decision.ticket
         waiter = self._waiters[ticket.id]
-        self._queue.remove(ticket.id)
         if decision.picked is None:
             waiter.set_exception(self._dead_end(decision))
         else:
             waiter.set_result(self._lend(ticket, decision, now))
+        self._queue.remove(ticket.id)
+        self._overload.eased(ticket, self._charges.pace(ticket))
         return True
 
     def _hold(self, ticket: Ticket, decision: Decision) -> None:
@@ -250,16 +285,16 @@ class Dispatcher:
         which ends, as an instance that has told so is not picked for a load again."""
         while True:
             begun = self._loads_at.get(ticket.id)
-            behind = () if begun is not None else self._behind(ticket)
+            behind = () if begun is not None else self._behind(ticket, now)
             decision = self._scheduler.decide(ticket, now, begun=begun, behind=behind)
             if decision.standing is not Standing.LOAD or self._begin_load(decision):
                 return decision
 
-    def _behind(self, head: Ticket) -> Sequence[Ticket]:
+    def _behind(self, head: Ticket, now: float) -> Sequence[Ticket]:
         """Who may go instead of the first of a lane."""
         if self._scheduler.window < 2:
             return ()
-        waiting = self._queue.first(lane_of(head), self._scheduler.window)
+        waiting = self._queue.first(lane_of(head), self._scheduler.window, now)
         return [
             each
             for each in waiting
@@ -299,30 +334,19 @@ class Dispatcher:
             runtime=instance.runtime,
         )
         self._leases[lease.id] = (lease, instance)
+        if ticket.needs_slot and model is not None:
+            self._charges.lent(lease, instance)
         return lease
 
-    def _dead_end(self, decision: Decision) -> UnknownModel | NoInstance | Unserved:
+    def _dead_end(self, decision: Decision) -> BalancerError:
         variant = decision.ticket.variant
-        if decision.standing is Standing.UNKNOWN_MODEL and variant is not None:
-            return UnknownModel(variant.model)
-        if decision.standing is Standing.UNSERVED:
-            of_model = f" for '{variant.model}'" if variant is not None else ""
-            told = f"{decision.ticket.path} is not served{of_model} by the runtimes that there are"
-            return Unserved(told, status=501)
-        if decision.standing is Standing.EXHAUSTED:
-            return NoInstance(
-                "every instance that could serve the request failed it", retry_after_seconds=1.0
-            )
-        wanted = f" that has '{variant.model}'" if variant is not None else ""
-        if decision.standing is Standing.HELD_BACK and variant is not None:
-            wait = max(1.0, (decision.next_wake_at or 0.0) - decision.at)
-            why = (each.breakers.last_error(variant, decision.at) for each in self._fleet.instances())
-            return NoInstance(
-                f"every instance{wanted} is left alone for a while after failures; the last one: "
-                + next(filter(None, why), "unknown"),
-                retry_after_seconds=wait,
-            )
-        return NoInstance(f"no instance{wanted} is usable now", retry_after_seconds=1.0)
+
+        def last_error() -> str | None:
+            assert variant is not None
+            errors = (each.breakers.last_error(variant, decision.at) for each in self._fleet.instances())
+            return next(filter(None, errors), None)
+
+        return dead_end(decision, last_error)
 
     def _expire(self, now: float) -> bool:
         """Turn away those whose deadline has come; whether there were any."""
@@ -330,31 +354,21 @@ class Dispatcher:
         for ticket in gone:
             waiter = self._waiters[ticket.id]
             if not waiter.done():
-                waited = now - ticket.queued_at
-                waiter.set_exception(
-                    DeadlinePassed(
-                        f"no slot became free, or the model was not loaded, in {waited:.1f} s",
-                        retry_after_seconds=self.retry_after_seconds(),
-                    )
-                )
+                after = self.retry_after_seconds(ticket)
+                waiter.set_exception(deadline_passed(ticket, now, retry_after_seconds=after))
         return bool(gone)
 
     def _forget(self, ticket: Ticket) -> None:
         """Who stood behind one that left may go where it would not, as it waited for its own load."""
         del self._waiters[ticket.id]
         self._loads_at.pop(ticket.id, None)
-        lane = lane_of(ticket)
-        first = self._queue.head(lane) is ticket
+        lane, now = lane_of(ticket), self._clock.monotonic()
+        first = self._queue.head(lane, now) is ticket
         if self._queue.remove(ticket.id):
-            self.wake() if first else self._arm(self._clock.monotonic())
-        if self._queue.head(lane) is None:
+            self.wake() if first else self._arm(now)
+        if self._queue.head(lane, now) is None:
             self._for_room.discard(lane)
             self._by_choice.discard(lane)
-
-    def _learn(self, seconds: float, parallel: int) -> None:
-        known = self._service_seconds
-        self._service_seconds = seconds if known is None else known + _SERVICE_SMOOTHING * (seconds - known)
-        self._parallel += _SERVICE_SMOOTHING * (parallel - self._parallel)
 
     def _arm(self, now: float) -> None:
         """One timer, at the first deadline or where the scheduler wants to look again."""
@@ -371,7 +385,3 @@ class Dispatcher:
 def _wants(lane: Lane, model: ModelName) -> bool:
     variant = lane[0]
     return variant is not None and variant.model == model
-
-
-def _stopping() -> Stopping:
-    return Stopping("the balancer is being stopped; try again soon", retry_after_seconds=1.0)

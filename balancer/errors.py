@@ -18,6 +18,8 @@
     │   └── ClientLeft           499, nobody is there to be told
     ├── FleetError               the balancer cannot serve it now
     │   ├── QueueFull            503
+    │   │   ├── QueueTooLong     503, it would wait for longer than it may
+    │   │   └── Shed             503, its class is turned away for now
     │   ├── NoInstance           503
     │   ├── BodyBudgetSpent      503
     │   ├── Stopping             503, also what ends an exchange that is under way then
@@ -194,6 +196,18 @@ class QueueFull(FleetError):
     """The queue holds as many requests as it may."""
 
     kind = "queue_full"
+
+
+class QueueTooLong(QueueFull):
+    """What is before the request would take longer than it may wait."""
+
+    kind = "queue_too_long"
+
+
+class Shed(QueueFull):
+    """The fleet is overloaded, and requests of its class are turned away."""
+
+    kind = "shed"
 
 
 class NoInstance(FleetError):

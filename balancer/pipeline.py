@@ -244,7 +244,7 @@ class Pipeline:
         record.status = head.status
         own_headers = _own_headers(record)
         if head.status in {429, 503} and header(head.headers, "retry-after") is None:
-            own_headers += _retry_after(self._attempts.retry_after_seconds())
+            own_headers += _retry_after(self._attempts.retry_after_seconds(ticket))
         relayed = await relay(
             exchange,
             head,

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from balancer.accounting.prefix_learner import PrefixLearner
 from balancer.accounting.teacher import Teacher
 from balancer.admission.identity import is_loopback
+from balancer.admission.overload import WaitLimits
 from balancer.clock import Clock
 from balancer.control.instance_health import InstanceHealth
 from balancer.control.lifecycle import SupervisorPolicy
@@ -38,10 +39,22 @@ from balancer.upstream.client import UpstreamClient
 from balancer.upstream.stream_memory import StreamMemory
 
 _UPSTREAM_IDLE_SECONDS = 60.0
+_RETRY_SPREAD = 1.5
 _MOST_FOR_BODIES = 1 << 30
 _MOST_FOR_STREAMS = 1 << 29
 _SPARE_BYTES = 4 << 30
 """A CPU beside GPUs takes models of at most so many bytes."""
+
+
+def wait_limits(settings: Settings) -> WaitLimits:
+    """How long requests may wait."""
+    limits = settings.limits
+    return WaitLimits(longest=limits.queue_seconds, standing=limits.standing_delay_seconds.by_class)
+
+
+def retry_spread(chance: Random) -> Callable[[], float]:
+    """Factors for `Retry-After`, so that those turned away together do not come back together."""
+    return lambda: chance.uniform(1.0, _RETRY_SPREAD)
 
 
 def body_memory_bytes(settings: Settings, allowed_bytes: int) -> int:

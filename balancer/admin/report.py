@@ -13,7 +13,7 @@ from balancer.control.device_watch import DeviceWatch
 from balancer.control.instance_health import InstanceHealth, Judgement
 from balancer.control.reloader import Reloader
 from balancer.core.rates import Rates
-from balancer.core.ticket import InstanceId, TicketId
+from balancer.core.ticket import InstanceId, Ticket, TicketId
 from balancer.core.variant import Variant
 from balancer.fleet.breaker import BreakerState
 from balancer.fleet.fleet import Fleet
@@ -36,6 +36,7 @@ class Report:
         *,
         fleet: Fleet,
         queue: RequestQueue,
+        waits: Callable[[], Mapping[TicketId, tuple[int, float | None]]],
         ledger: Ledger,
         reloader: Reloader,
         metrics: Metrics,
@@ -50,6 +51,7 @@ class Report:
     ) -> None:
         self._fleet = fleet
         self._queue = queue
+        self._waits = waits
         self._ledger = ledger
         self._reloader = reloader
         self._metrics = metrics
@@ -99,24 +101,13 @@ class Report:
         }
 
     def queue(self) -> Mapping[str, object]:
-        """The requests that wait, in the order in which they came."""
-        now = self._clock.monotonic()
+        """The requests that wait, in the order in which they came: each with its place among those that wait
+        for the same model, and how long it is likely to wait yet, None where that cannot be told."""
+        now, waits = self._clock.monotonic(), self._waits()
         return {
             "limit": self._queue.limit,
             "waiting": len(self._queue),
-            "requests": [
-                {
-                    "id": ticket.id,
-                    "position": position,
-                    "model": ticket.variant.model if ticket.variant else None,
-                    "class": ticket.priority.value,
-                    "client": ticket.client,
-                    "attempt": ticket.attempt,
-                    "waited_seconds": round(now - ticket.queued_at, 3),
-                    "gives_up_in_seconds": round(ticket.deadline - now, 3),
-                }
-                for position, ticket in enumerate(self._queue.pending(), start=1)
-            ],
+            "requests": [_waiting(ticket, *waits[ticket.id], now) for ticket in self._queue.pending()],
         }
 
     def requests(self) -> Mapping[str, object]:
@@ -261,3 +252,17 @@ def _ejected(instance: Instance, now: float) -> Mapping[str, object] | None:
 def _status(usable: int, total: int, undetected: str | None) -> str:
     whole = usable == total and undetected is None
     return "ok" if whole else "degraded" if usable else "unavailable"
+
+
+def _waiting(ticket: Ticket, position: int, wait_seconds: float | None, now: float) -> Mapping[str, object]:
+    return {
+        "id": ticket.id,
+        "position": position,
+        "model": ticket.variant.model if ticket.variant else None,
+        "class": ticket.priority.value,
+        "client": ticket.client,
+        "attempt": ticket.attempt,
+        "waited_seconds": round(now - ticket.queued_at, 3),
+        "expected_wait_seconds": None if wait_seconds is None else round(wait_seconds, 3),
+        "gives_up_in_seconds": round(ticket.deadline - now, 3),
+    }

@@ -18,6 +18,11 @@ _OWN_PATHS = frozenset(
 Sources: vLLM v0.11 and later, vllm/entrypoints (openai, anthropic); llama.cpp b11669, tools/server."""
 
 
+def served_by_all(path: str) -> bool:
+    """Whether instances of every runtime may be sent it."""
+    return path in TRANSLATED_PATHS or path in _OWN_PATHS
+
+
 def serves(runtime: Runtime, path: str) -> bool:
     """Whether an instance of the runtime may be sent a request that has this path at an Ollama."""
-    return runtime is Runtime.OLLAMA or path in TRANSLATED_PATHS or path in _OWN_PATHS
+    return runtime is Runtime.OLLAMA or served_by_all(path)

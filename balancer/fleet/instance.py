@@ -16,6 +16,7 @@ from balancer.core.ticket import InstanceId, Lease, Outcome, Ticket, Trial, Verd
 from balancer.core.variant import Variant
 from balancer.fleet.breaker import NOTHING_SAID, Breakers
 from balancer.fleet.courses import ON_ITS_WAY_SECONDS
+from balancer.fleet.device_time import DeviceTime
 from balancer.fleet.health import Health
 from balancer.fleet.judged import Judged
 from balancer.fleet.learned import Learned
@@ -86,6 +87,7 @@ class Instance(Judged):
         self.changes_of_memory = 0
         self._answered_at: dict[ModelName, float] = {}
         self.learned = Learned(spec.url)
+        self.device_time = DeviceTime()
         self.neighbours: tuple[Instance, ...] = ()
         """Those that share a device with it, as the fleet tells."""
 
@@ -287,18 +289,29 @@ class Instance(Judged):
 
     def take_slot(self, model: ModelName, now: float) -> None:
         """Count one lease out."""
+        self._pass_time(now)
         self.running += 1
         self._leased_at.setdefault(model, []).append(now)
 
     def give_slot_back(self, model: ModelName, leased_at: float, now: float) -> None:
         """Count back one lease that was taken then; never more than were taken."""
         assert leased_at in self._leased_at.get(model, ()), f"a slot of {model} came back to {self.id} twice"
+        self._pass_time(now)
         self.running -= 1
         self._leased_at[model].remove(leased_at)
         if not self._leased_at[model]:
             del self._leased_at[model]
             self.changes_of_memory += 1
         self._doubt_if_idle(model, now)
+
+    @property
+    def running_on_device(self) -> int:
+        """Leases out on it and on its neighbours."""
+        return self.running + sum(each.running for each in self.neighbours)
+
+    def _pass_time(self, now: float) -> None:
+        for each in (self, *self.neighbours):
+            each.device_time.pass_to(now, running=each.running_on_device)
 
     def _doubt_if_idle(self, model: ModelName, now: float) -> None:
         """Where another model is being loaded, one that runs nothing may have to make room. A request

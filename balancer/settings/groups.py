@@ -3,6 +3,7 @@ stand with its field, and its description is the manual's line for it. The confi
 in `schema`. Sizes are bytes, durations are seconds unless the name says otherwise.
 """
 
+from collections.abc import Mapping
 from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -230,6 +231,27 @@ class PlacementSettings(Group):
     pinned: tuple[ModelName, ...] = Field(default=(), description="Models that are never unloaded.")
 
 
+class StandingDelaySettings(Group):
+    """How long, in seconds, what waits before a request of a class may take. Where it takes longer for
+    several times as long, the class's newest requests, and all new ones of worse classes, are turned away.
+    null: they wait."""
+
+    interactive: Number | None = Field(
+        default=1.0, gt=0, le=3600, description="For requests of class interactive, in seconds."
+    )
+    normal: Number | None = Field(
+        default=None, gt=0, le=3600, description="For requests of class normal, in seconds."
+    )
+    batch: Number | None = Field(
+        default=None, gt=0, le=86_400, description="For requests of class batch, in seconds."
+    )
+
+    @property
+    def by_class(self) -> Mapping[str, float]:
+        """The delays of those classes that are held to one."""
+        return {name: seconds for name, seconds in self if seconds is not None}
+
+
 class LimitsSettings(Group):
     """What a client may send, and how long things may take."""
 
@@ -253,7 +275,13 @@ class LimitsSettings(Group):
         default=300.0,
         gt=0,
         le=86_400,
-        description="The longest that a request waits for a slot, in seconds; then 504.",
+        description="The longest that a request waits for a slot, in seconds; then 504. One that is sure to "
+        "wait longer is told so at once: 503.",
+    )
+    standing_delay_seconds: StandingDelaySettings = Field(
+        default_factory=StandingDelaySettings,
+        description="The longest that what stands before a request may take, by class, in an overload that "
+        "lasts; beyond it 503.",
     )
     request_line_bytes: Size = Field(
         default=8190, ge=256, le=MIB, description="The longest request line, in bytes; beyond it 414."

@@ -8,7 +8,6 @@ if nothing happens until then.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from balancer.admission.queue import Lane
 from balancer.core.decision import Decision, Standing
 from balancer.core.ticket import Lease, Ticket
 from balancer.core.variant import Variant
@@ -129,10 +128,9 @@ class Oracle:
 
     def lane_heads(self) -> list[Ticket]:
         """Who is next in each lane."""
-        heads: dict[Lane, Ticket] = {}
-        for ticket in self.house.queue.pending():
-            heads.setdefault((ticket.variant, ticket.needs_slot, ticket.excluded), ticket)
-        return list(heads.values())
+        queue = self.house.queue
+        heads = [queue.head(lane, self.now) for _, _, lane in queue.heads(self.now)]
+        return [each for each in heads if each is not None]
 
     def check_decision(self, decision: Decision) -> None:
         """At the moment of the decision, before a slot is taken or a load begun."""

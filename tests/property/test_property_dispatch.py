@@ -1,6 +1,7 @@
 """Dispatch under any order of events: what must hold after each of them, whatever came before."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from balancer.core.ejection import Ejection
 from balancer.core.names import canonical_name
-from balancer.core.ticket import Blame, InstanceId, Lease, Outcome, Ticket, Verdict
+from balancer.core.ticket import Blame, ClientId, InstanceId, Lease, Outcome, Priority, Ticket, Verdict
 from balancer.core.variant import Variant
 from balancer.errors import DeadlinePassed, NoInstance, QueueFull, UnknownModel
 from balancer.fleet.breaker import BreakerPolicy
@@ -123,6 +124,10 @@ class DispatchMachine(RuleBasedStateMachine):
             for breaker in (each.breakers._own, *each.breakers._pairs.values()):
                 assert breaker._trials == set()
         assert (len(self.it.queue), self.it.dispatcher._waiters, self.it.dispatcher._loads_at) == (0, {}, {})
+        assert not self.it.queue.shares._present
+        assert not self.it.queue.backlog.models()
+        assert self.it.dispatcher._charges._charged == {}
+        assert self.it.dispatcher._charges._lent_at == {}
 
     def run(self, *events: Callable[[], object]) -> None:
         """Let things happen and every task go on, without letting time pass; take over what was answered."""
@@ -209,8 +214,12 @@ class DispatchMachine(RuleBasedStateMachine):
         variant=st.sampled_from(VARIANTS),
         patience=st.integers(1, 90),
         excluded=st.sets(NAMES, max_size=1),
+        client=st.sampled_from("xyz"),
+        priority=st.sampled_from(Priority),
     )
-    def arrive(self, variant: Variant, patience: int, excluded: set[str]) -> None:
+    def arrive(
+        self, variant: Variant, patience: int, excluded: set[str], client: str, priority: Priority
+    ) -> None:
         self.arrivals += 1
         now = self.clock.monotonic()
         asked = ticket(
@@ -220,6 +229,8 @@ class DispatchMachine(RuleBasedStateMachine):
             queued_at=now,
             deadline=now + patience,
             excluded=frozenset(map(InstanceId, excluded)),
+            client=ClientId(client),
+            priority=priority,
         )
         self.run(lambda: self.send(asked))
 
@@ -414,17 +425,25 @@ class DispatchMachine(RuleBasedStateMachine):
         self.oracle.check_permits()
 
     @invariant()
-    def who_came_first_is_served_first(self) -> None:
+    def of_a_client_and_class_who_came_first_is_served_first(self) -> None:
         for asked, _ in self.waits.values():
             later = [
                 lease.ticket.arrival
                 for lease, _ in self.held.values()
                 if lease.ticket.variant == asked.variant
                 and lease.ticket.excluded == asked.excluded
+                and (lease.ticket.client, lease.ticket.priority) == (asked.client, asked.priority)
                 and lease.ticket.arrival > asked.arrival
                 and lease.leased_at > asked.queued_at
             ]
             assert asked.attempt > 1 or later == []
+
+    @invariant()
+    def whoever_is_there_is_counted(self) -> None:
+        there = Counter(asked.client for asked, _ in self.waits.values())
+        there.update(lease.ticket.client for lease, _ in self.held.values())
+        assert there == self.it.queue.shares._present
+        assert {asked.id for asked, _ in self.waits.values()} == set(self.it.dispatcher.expected_waits())
 
     @invariant()
     def nobody_waits_beyond_the_deadline_or_the_limit(self) -> None:

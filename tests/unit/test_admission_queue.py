@@ -1,12 +1,37 @@
 """The queue: lanes, places, deadlines."""
 
+from collections.abc import Sequence
+from itertools import permutations
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from balancer.admission.queue import RequestQueue, lane_of
-from balancer.core.ticket import InstanceId, Priority, TicketId
+from balancer.admission.queue import AGEING_SECONDS, RequestQueue, lane_of
+from balancer.core.ticket import ClientId, InstanceId, Priority, Ticket, TicketId
 from balancer.core.variant import Variant
 from tests.unit.unit_support import ticket
+
+NOW = 1000.0
+"""When tickets are queued, unless told otherwise."""
+
+
+def enter_and_push(queue: RequestQueue, each: Ticket) -> None:
+    queue.enter(each.client)
+    queue.push(each)
+
+
+def served(queue: RequestQueue, *, charged: float = 0.0) -> list[str]:
+    """Who is served, one after the other, out of the one lane that there is, each charged with so much."""
+    names: list[str] = []
+    while len(queue):
+        _, _, lane = min(queue.heads(NOW))
+        head = queue.head(lane, NOW)
+        assert head is not None
+        queue.charge(head, charged, NOW)
+        assert queue.remove(head.id)
+        names.append(head.id)
+    return names
 
 
 def test_tickets_of_one_variant_share_a_lane_whatever_their_class() -> None:
@@ -29,20 +54,139 @@ def test_another_model_another_need_and_other_exclusions_are_other_lanes() -> No
     assert len(lanes) == len(set(lanes))
 
 
-def test_a_lane_is_headed_by_who_came_first() -> None:
+def test_of_one_client_a_lane_is_headed_by_who_came_first() -> None:
     queue = RequestQueue(limit=9)
     for arrival in (5, 2, 9):
         queue.push(ticket(str(arrival), arrival=arrival))
     lane = lane_of(ticket())
 
     for expected in ("2", "5", "9"):
-        head = queue.head(lane)
+        head = queue.head(lane, NOW)
         assert head is not None
         assert expected == head.id
-        assert [(int(expected), 0, lane)] == queue.heads()
+        assert [((1, True, 0.0, int(expected)), 0, lane)] == queue.heads(NOW)
         assert queue.remove(head.id)
-    assert queue.head(lane) is None
-    assert queue.heads() == []
+    assert queue.head(lane, NOW) is None
+    assert queue.heads(NOW) == []
+    assert queue.rank(lane, NOW) is None
+    assert queue.first(lane, 8, NOW) == []
+
+
+def test_paths_that_only_some_runtimes_serve_have_lanes_of_their_own() -> None:
+    paths = ("/api/chat", "/v1/chat/completions", "/api/embeddings")
+    chat, openai, old = (lane_of(ticket(path=each)) for each in paths)
+
+    assert chat == openai
+    assert chat != old
+
+
+def test_a_retry_has_a_lane_of_its_own_that_goes_first_in_its_class() -> None:
+    queue = RequestQueue(limit=9)
+    queue.push(ticket("better", priority=Priority.INTERACTIVE, model="n", arrival=3))
+    queue.push(ticket("first", arrival=1))
+    queue.push(ticket("again", arrival=2).again())
+
+    in_turn = [queue.head(lane, NOW) for _, _, lane in sorted(queue.heads(NOW))]
+
+    assert [each.id for each in in_turn if each is not None] == ["better", "again", "first"]
+
+
+@pytest.mark.parametrize("order", list(permutations(Priority)))
+def test_better_classes_go_first_whenever_they_came(order: Sequence[Priority]) -> None:
+    queue = RequestQueue(limit=9)
+    for arrival, priority in enumerate(order):
+        enter_and_push(queue, ticket(priority.value, priority=priority, arrival=arrival))
+
+    assert served(queue) == ["interactive", "normal", "batch"]
+
+
+def test_within_a_class_whoever_has_used_least_goes_first() -> None:
+    queue = RequestQueue(limit=9)
+    for number, name in enumerate(["greedy", "greedy", "modest"]):
+        enter_and_push(queue, ticket(f"{name}{number}", arrival=number, client=ClientId(name)))
+    queue.charge(ticket(client=ClientId("greedy")), 5.0, NOW)
+
+    assert served(queue) == ["modest2", "greedy0", "greedy1"]
+
+
+def test_clients_take_turns_as_they_are_charged() -> None:
+    queue = RequestQueue(limit=99)
+    for number in range(6):
+        for name in "ab":
+            arrival = number + (100 if name == "b" else 0)
+            enter_and_push(queue, ticket(f"{name}{number}", arrival=arrival, client=ClientId(name)))
+
+    assert served(queue, charged=1.0) == [
+        "a0",
+        "b0",
+        "a1",
+        "b1",
+        "a2",
+        "b2",
+        "a3",
+        "b3",
+        "a4",
+        "b4",
+        "a5",
+        "b5",
+    ]
+
+
+def test_of_clients_that_are_level_whoever_came_first_goes_first() -> None:
+    queue = RequestQueue(limit=9)
+    for arrival, name in ((2, "a"), (1, "b"), (4, "b"), (3, "c")):
+        enter_and_push(queue, ticket(f"{name}{arrival}", arrival=arrival, client=ClientId(name)))
+
+    assert served(queue) == ["b1", "a2", "c3", "b4"]
+
+
+def test_who_is_offered_together_are_those_whose_turn_it_may_be() -> None:
+    queue = RequestQueue(limit=99)
+    used = {"far": 9.0, "close": 2.5, "least": 0.0}
+    for client in used:
+        for number in range(2):
+            name = f"{client}{number}"
+            enter_and_push(queue, ticket(name, arrival=ord(client[0]) + number, client=ClientId(client)))
+    for client, seconds in used.items():
+        queue.correct(ClientId(client), seconds)
+    enter_and_push(queue, ticket("batch", priority=Priority.BATCH, arrival=1))
+    queue.charge(ticket(client=ClientId("least")), 1.0, NOW)  # so the mean is 1, and the leeway 2
+
+    lane = lane_of(ticket())
+
+    assert [each.id for each in queue.first(lane, 8, NOW)] == ["least0", "close0", "close1", "least1"]
+    assert [each.id for each in queue.first(lane, 2, NOW)] == ["least0", "close0"]
+
+
+def test_one_who_waited_long_behind_better_classes_goes_first_but_not_often() -> None:
+    queue = RequestQueue(limit=99)
+    lane = lane_of(ticket())
+    for number in range(30):
+        enter_and_push(queue, ticket(f"i{number}", priority=Priority.INTERACTIVE, arrival=100 + number))
+        enter_and_push(queue, ticket(f"b{number}", priority=Priority.BATCH, arrival=number))
+    late = NOW + AGEING_SECONDS
+    lent = []
+    for _ in range(30):
+        head = queue.head(lane, late)
+        assert head is not None
+        queue.charge(head, 1.0, late)
+        queue.remove(head.id)
+        lent.append(head.id)
+
+    assert [each for each in lent if each.startswith("b")] == ["b0", "b1", "b2"]
+    assert [number for number, each in enumerate(lent) if each.startswith("b")] == [0, 10, 20]
+
+
+def test_waiting_behind_ones_own_class_ages_nobody() -> None:
+    queue = RequestQueue(limit=9)
+    enter_and_push(queue, ticket("old", arrival=1, client=ClientId("greedy")))
+    enter_and_push(queue, ticket("new", arrival=2, client=ClientId("modest")))
+    queue.charge(ticket(client=ClientId("greedy")), 5.0, NOW)
+
+    head = queue.head(lane_of(ticket()), NOW + 10 * AGEING_SECONDS)
+
+    assert head is not None
+    assert head.id == "new"
 
 
 def test_a_ticket_is_removed_once() -> None:
@@ -51,18 +195,6 @@ def test_a_ticket_is_removed_once() -> None:
 
     assert [queue.remove(TicketId("1")), queue.remove(TicketId("1"))] == [True, False]
     assert TicketId("1") not in queue
-
-
-def test_a_queue_is_full_at_its_limit() -> None:
-    queue = RequestQueue(limit=2)
-
-    states = [queue.full]
-    for number in range(2):
-        queue.push(ticket(str(number), arrival=number))
-        states.append(queue.full)
-
-    assert states == [False, False, True]
-    assert len(queue) == 2
 
 
 def test_the_expired_are_taken_out_and_no_other() -> None:

@@ -4,19 +4,25 @@ import asyncio
 
 import pytest
 
-from balancer.core.ticket import Outcome, Verdict
-from balancer.errors import DeadlinePassed
+from balancer.core.ticket import ClientId, Outcome, Verdict
+from balancer.errors import DeadlinePassed, QueueFull, QueueTooLong
 from tests.unit.unit_support import (
     OK,
     FakeClock,
+    House,
     LoopClock,
     VirtualLoop,
+    ask,
     house,
     instance,
+    leave,
     run_virtually,
     settle,
     ticket,
 )
+
+FAILED = Outcome(verdict=Verdict.FAILURE, kind="x")
+LEFT = Outcome(verdict=Verdict.NEUTRAL, kind="cancelled")
 
 
 def timers(clock: LoopClock) -> int:
@@ -116,35 +122,123 @@ def test_the_timer_moves_with_the_first_deadline() -> None:
 
 
 async def test_the_wait_to_expect_is_a_second_before_anything_was_measured() -> None:
-    assert house(FakeClock(), instance("a")).dispatcher.retry_after_seconds() == 1.0
+    assert house(FakeClock(), instance("a")).dispatcher.retry_after_seconds(ticket()) == 1.0
 
 
-async def test_the_wait_to_expect_follows_from_measured_service() -> None:
+async def served(it: House, clock: FakeClock, seconds: float) -> None:
+    """One request of that length, alone."""
+    lease = await it.dispatcher.acquire(ticket())
+    clock.advance(seconds)
+    it.dispatcher.release(lease, OK)
+
+
+async def test_the_wait_to_expect_follows_from_measured_work() -> None:
     clock = FakeClock()
     it = house(clock, instance("a", slots=1))
-    for seconds in (10.0, 20.0):
-        lease = await it.dispatcher.acquire(ticket())
-        clock.advance(seconds)
-        it.dispatcher.release(lease, OK)
-
+    await served(it, clock, 10.0)
     held = await it.dispatcher.acquire(ticket("held"))
-    waits = [asyncio.create_task(it.dispatcher.acquire(ticket(str(number)))) for number in range(2)]
-    await settle()
+    waits = await ask(it, *(ticket(str(number), arrival=number) for number in range(2)))
 
-    # 10 s, then a fifth of the way to 20 s; two wait, so the next would be the third.
-    assert pytest.approx(it.dispatcher.retry_after_seconds()) == 36.0
-    for each in waits:
-        each.cancel()
-    await asyncio.gather(*waits, return_exceptions=True)
+    # Two that wait, 10 s each, and half of the one that runs.
+    assert pytest.approx(it.dispatcher.retry_after_seconds(ticket())) == 25.0
+    assert it.dispatcher.expected_waits() == {"0": (1, 5.0), "1": (2, 15.0)}
+    await leave(*waits)
     it.dispatcher.release(held, OK)
 
 
+async def test_requests_that_run_together_share_the_time_of_their_device() -> None:
+    clock = FakeClock()
+    it = house(clock, instance("a", slots=2))
+    both = [await it.dispatcher.acquire(ticket(str(number))) for number in range(2)]
+    clock.advance(10.0)
+    for lease in both:
+        it.dispatcher.release(lease, OK)
+    held = [await it.dispatcher.acquire(ticket(str(number))) for number in range(2)]
+    waits = await ask(it, ticket("w"))
+
+    # Each had 5 s of the device.
+    assert pytest.approx(it.dispatcher.retry_after_seconds(ticket())) == 7.5
+    await leave(*waits)
+    for lease in held:
+        it.dispatcher.release(lease, OK)
+
+
+async def test_instances_of_one_device_share_its_time() -> None:
+    clock = FakeClock()
+    it = house(clock, *(instance(name, slots=1, devices=("0",)) for name in "ab"))
+    both = [await it.dispatcher.acquire(ticket(str(number))) for number in range(2)]
+    clock.advance(10.0)
+    for lease in both:
+        it.dispatcher.release(lease, OK)
+    held = [await it.dispatcher.acquire(ticket(str(number))) for number in range(2)]
+    waits = await ask(it, ticket("w"))
+
+    assert pytest.approx(it.dispatcher.retry_after_seconds(ticket())) == 7.5
+    await leave(*waits)
+    for lease in held:
+        it.dispatcher.release(lease, OK)
+
+
+async def test_who_would_wait_too_long_is_told_so_at_once() -> None:
+    clock = FakeClock()
+    it = house(clock, instance("a", slots=1))
+    await served(it, clock, 10.0)
+    held = await it.dispatcher.acquire(ticket("held"))
+    waits = await ask(it, ticket("w", deadline=clock.monotonic() + 300.0))
+
+    with pytest.raises(QueueTooLong):
+        await it.dispatcher.acquire(ticket("hopeless", arrival=2, deadline=clock.monotonic() + 14.0))
+
+    assert [len(it.queue), len(it.dispatcher.leases)] == [1, 1]
+    await leave(*waits)
+    it.dispatcher.release(held, OK)
+
+
+async def test_who_has_most_waiting_makes_way_where_too_many_wait() -> None:
+    clock = FakeClock()
+    it = house(clock, instance("a", slots=1), limit=2)
+    held = await it.dispatcher.acquire(ticket("held"))
+    greedy = await ask(it, *(ticket(str(number), arrival=number) for number in range(2)))
+
+    modest = await ask(it, ticket("modest", arrival=9, client=ClientId("modest")))
+
+    assert [each.done() for each in greedy] == [False, True]
+    assert isinstance(greedy[1].exception(), QueueFull)
+    assert not modest[0].done()
+    clock.advance(3.0)
+    it.dispatcher.release(held, OK)
+    await settle()
+    assert modest[0].done()
+    it.dispatcher.release(modest[0].result(), OK)
+    await settle()
+    it.dispatcher.release(greedy[0].result(), OK)
+
+
 @pytest.mark.parametrize("verdict", [Verdict.FAILURE, Verdict.NEUTRAL])
-async def test_only_success_is_a_measure_of_service(verdict: Verdict) -> None:
+async def test_only_success_is_a_measure_of_work(verdict: Verdict) -> None:
     clock = FakeClock()
     it = house(clock, instance("a"))
     lease = await it.dispatcher.acquire(ticket())
     clock.advance(500.0)
     it.dispatcher.release(lease, Outcome(verdict=verdict, kind="x"))
 
-    assert it.dispatcher.retry_after_seconds() == 1.0
+    assert it.dispatcher.retry_after_seconds(ticket()) == 1.0
+
+
+async def test_nobody_pays_for_what_failed_and_everybody_for_what_was_had() -> None:
+    clock = FakeClock()
+    it = house(clock, instance("a", slots=1))
+    held = await it.dispatcher.acquire(ticket("held", client=ClientId("other")))
+    for client, outcome in (("failed", FAILED), ("left", LEFT)):
+        mine = ClientId(client)
+        it.queue.enter(mine)  # stays, so what it has used is told
+        before = it.queue.shares.used(mine)
+        waits = await ask(it, ticket(client, client=mine))
+        it.dispatcher.release(held, OK)
+        await settle()
+        clock.advance(4.0)
+        it.dispatcher.release(waits[0].result(), outcome)
+        held = await it.dispatcher.acquire(ticket("held", client=ClientId("other")))
+
+        assert (0.0 if outcome is FAILED else 4.0) == it.queue.shares.used(mine) - before
+    it.dispatcher.release(held, OK)

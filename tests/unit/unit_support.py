@@ -9,6 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, cast
 
+from balancer.admission.overload import WaitLimits
 from balancer.admission.queue import RequestQueue
 from balancer.core.decision import Decision
 from balancer.core.ejection import Ejection
@@ -238,6 +239,9 @@ class House:
     """Those without room for a load."""
 
 
+NO_WAIT_LIMITS = WaitLimits(longest=float("inf"))
+
+
 def house(
     clock: Any,
     *instances: Instance,
@@ -245,6 +249,7 @@ def house(
     strategy: str = "least_connections",
     watch: Callable[[Decision], None] = lambda _: None,
     shelf: Shelf = STRATEGIES,
+    wait_limits: WaitLimits = NO_WAIT_LIMITS,
 ) -> House:
     fleet = Fleet(instances, clock=clock)
     loads: list[tuple[Instance, Load]] = []
@@ -269,6 +274,7 @@ def house(
         scheduler=Scheduler(fleet, strategy=strategy, random=Random(1), shelf=shelf),
         clock=clock,
         load=load,
+        wait_limits=wait_limits,
         on_decision=decided,
     )
     return House(fleet, queue, dispatcher, decisions, loads, crowded)

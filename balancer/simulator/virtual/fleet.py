@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from random import Random
 
+from balancer.admission.overload import WaitLimits
 from balancer.admission.queue import RequestQueue
 from balancer.control.loader import Loader
 from balancer.control.prober import Prober, ProbeTimes
@@ -24,6 +25,7 @@ from balancer.scheduling.adaptive import Adaptive
 from balancer.scheduling.prefix_index import PrefixIndex
 from balancer.scheduling.scheduler import Scheduler
 from balancer.scheduling.strategies import Strategy
+from balancer.settings.groups import StandingDelaySettings
 from balancer.settings.scenario import Scenario
 from balancer.simulator.configuration import ServerConfig
 from balancer.simulator.models import Kind, Model, ModelSpec, weights_of
@@ -110,6 +112,7 @@ class VirtualFleet:
             scheduler=self.scheduler,
             clock=clock,
             load=self.loader.begin,
+            wait_limits=WaitLimits(longest=scenario.queue_seconds, standing=StandingDelaySettings().by_class),
             on_decision=self._decided,
         )
 
