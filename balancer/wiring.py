@@ -49,7 +49,7 @@ _SPARE_BYTES = 4 << 30
 def wait_limits(settings: Settings) -> WaitLimits:
     """How long requests may wait."""
     limits = settings.limits
-    return WaitLimits(longest=limits.queue_seconds, standing=limits.standing_delay_seconds.by_class)
+    return WaitLimits(longest=limits.queue_seconds, standing=limits.standing_delays)
 
 
 def retry_spread(chance: Random) -> Callable[[], float]:

@@ -71,7 +71,7 @@ DOCUMENT: Mapping[str, object] = {
         "/admin/v1/config": _read("id and age of the configuration in force, and what was refused last"),
         "/admin/v1/instances": _read("every instance: state, health, models, runners, slots, rates, store"),
         "/admin/v1/devices": _read("every GPU watched: state, health, newest reading and its age"),
-        "/admin/v1/queue": _read("the requests that wait, with position and time left"),
+        "/admin/v1/queue": _read("the requests that wait, with position, expected wait and time left"),
         "/admin/v1/requests": _read("requests under way, and those that ended lately"),
         "/admin/v1/requests/{id}/decision": _of(
             "`X-Balancer-Request` of an answer",

@@ -160,6 +160,8 @@ class Report:
         metrics.prefix_index_bytes.set(self._prefixes.bytes)
         for (model, priority), waiting in self._queue.waiting_by_model().items():
             metrics.requests_waiting.labels(model, priority).set(waiting)
+        for (model, priority), seconds in self._queue.backlog.by_class().items():
+            metrics.waiting_work.labels(model, priority).set(seconds)
         for instance, judged in self._health.judge_all().items():
             metrics.instance_up.labels(instance.id).set(1 if instance.usable else 0)
             metrics.instance_health.labels(instance.id).set(judged.score.value)

@@ -4,7 +4,7 @@ From it follow how long a request has to wait, and who is to go where not all ca
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 
 from balancer.admission.fair_shares import FairShares
@@ -73,6 +73,10 @@ class Backlog:
     def work(self, model: ModelName, down_to: Priority) -> float:
         """How much waits for a model in a class and those above it."""
         return sum(self._work.get((model, each), 0.0) for each in _down_to(down_to))
+
+    def by_class(self) -> Mapping[tuple[ModelName, Priority], float]:
+        """How much waits for each model in each class."""
+        return self._work
 
     def count(self, model: ModelName, priority: Priority) -> int:
         """How many wait for a model in a class."""

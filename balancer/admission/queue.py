@@ -28,10 +28,15 @@ Rank = tuple[int, bool, float, int]
 
 AGEING_SECONDS = 20.0
 AGED_SHARE = 0.1
+_SHORTEST = 2
 VARIANTS_LIMIT = 32
 """Dispatch looks at every lane, and clients choose the options that make variants."""
 _DEADLINES_KEPT = 1000
 _arrival = attrgetter("arrival")
+
+
+def _length(ticket: Ticket) -> tuple[int, int]:
+    return ticket.prompt_tokens or 0, ticket.arrival
 
 
 def lane_of(ticket: Ticket) -> Lane:
@@ -42,17 +47,19 @@ def lane_of(ticket: Ticket) -> Lane:
 
 
 class _Class:
-    """Those of one class in one lane; `tickets` by arrival."""
+    """Those of one class in one lane; `tickets` by arrival, `by_length` by that of their prompts."""
 
-    __slots__ = ("by_client", "order", "tickets")
+    __slots__ = ("by_client", "by_length", "order", "tickets")
 
     def __init__(self) -> None:
         self.tickets: list[Ticket] = []
+        self.by_length: list[Ticket] = []
         self.by_client: dict[ClientId, list[Ticket]] = {}
         self.order = ClientOrder()
 
     def push(self, ticket: Ticket, used: float) -> None:
         insort(self.tickets, ticket, key=_arrival)
+        insort(self.by_length, ticket, key=_length)
         insort(self.by_client.setdefault(ticket.client, []), ticket, key=_arrival)
         self.place(ticket.client, used)
 
@@ -60,6 +67,7 @@ class _Class:
         own = self.by_client[ticket.client]
         for tickets in (self.tickets, own):
             del tickets[bisect_left(tickets, ticket.arrival, key=_arrival)]
+        del self.by_length[bisect_left(self.by_length, _length(ticket), key=_length)]
         if own:
             self.place(ticket.client, used)
         else:
@@ -76,13 +84,17 @@ class _Class:
         return self.by_client[self.order.level(0.0, 1)[0]][0]
 
     def first(self, count: int, leeway: float) -> list[Ticket]:
-        """The head, and after it those whose turn it may be as well, by arrival."""
-        if len(self.by_client) == 1:
-            return self.tickets[:count]
+        """The head, after it those whose turn it may be as well, by arrival, and some of those with the
+        shortest prompts, which else might stand behind many long ones of their own client."""
+        if len(self.tickets) == 1 or count == 1:
+            return [self.head]
         level = self.order.level(leeway, count)
-        head = self.head
-        others = [each for client in level for each in self.by_client[client][:count] if each is not head]
-        return [head, *sorted(others, key=_arrival)[: count - 1]]
+        oldest = self.tickets[:count]
+        if len(level) < len(self.by_client):
+            oldest = sorted((each for one in level for each in self.by_client[one][:count]), key=_arrival)
+        shortest = [each for each in self.by_length[:count] if each.client in level][:_SHORTEST]
+        offered = [self.head, *oldest[: count - _SHORTEST], *shortest, *oldest[count - _SHORTEST :]]
+        return list({each.id: each for each in offered}.values())[:count]
 
 
 class RequestQueue:

@@ -21,7 +21,7 @@ from math import log
 from typing import Protocol
 
 from balancer.core.rates import Rates
-from balancer.core.ticket import InstanceId, Prefix, Ticket
+from balancer.core.ticket import ClientId, InstanceId, Prefix, Ticket
 from balancer.core.variant import Variant
 from balancer.core.views import InstanceView
 from balancer.scheduling.strategies import Terms
@@ -47,7 +47,8 @@ _LONGEST_WAIT_SECONDS = 2.0
 _MARGIN_SECONDS = 0.05
 _SHORTEST_WAIT_SECONDS = 0.005
 _AGEING = 0.1
-"""Seconds of cost that a second of waiting makes up for, among those that wait for the same."""
+"""Seconds of cost that having come a second earlier makes up for, among those of one client that wait for the
+same."""
 
 
 class CachedTokens(Protocol):
@@ -73,17 +74,26 @@ class Adaptive:
     def picked(self, chosen: InstanceView, candidates: Sequence[InstanceView]) -> None:
         pass
 
-    def order(self, tickets: Sequence[Ticket], free: Sequence[InstanceView], now: float) -> Sequence[Ticket]:
-        """Whose cost is least first; having waited makes it less, so that nobody is passed over for long."""
+    def order(self, tickets: Sequence[Ticket], free: Sequence[InstanceView]) -> Sequence[Ticket]:
+        """Whose cost is least first. Of a client's own, having come earlier makes it less, so that none is
+        passed over for long; between clients fair shares see to that."""
+        first: dict[ClientId, float] = {}
+        for each in tickets:
+            first[each.client] = min(each.queued_at, first.get(each.client, each.queued_at))
 
         def cost(ticket: Ticket) -> float:
             least = min(sum(terms.values()) for terms in self.score(ticket, free))
-            return least - _AGEING * (now - ticket.queued_at)
+            return least + _AGEING * (ticket.queued_at - first[ticket.client])
 
         return sorted(tickets, key=cost)
 
     def waits_until(
-        self, ticket: Ticket, chosen: InstanceView, cost: float, busy: Sequence[InstanceView], now: float
+        self,
+        ticket: Ticket,
+        chosen: InstanceView,
+        cost: float,
+        busy: Sequence[InstanceView],
+        now: float,
     ) -> float | None:
         """Until when to wait for a slot where the variant is resident rather than load it once more, or where
         more of the prompt is cached rather than evaluate it."""

@@ -102,7 +102,7 @@ class Scheduler:
         field = self._field(ticket, now, begun)
         terms: dict[InstanceId, Terms] = {}
         chosen, wake_at = None, field.ends
-        for candidate in self._in_order(ticket, behind, field.free, now):
+        for candidate in self._in_order(ticket, behind, field.free):
             chosen, until = self._pick(candidate, field, terms, begun, now)
             if chosen is not None:
                 ticket = candidate
@@ -151,16 +151,14 @@ class Scheduler:
         return field
 
     def _in_order(
-        self, ticket: Ticket, behind: Sequence[Ticket], free: Sequence[InstanceView], now: float
+        self, ticket: Ticket, behind: Sequence[Ticket], free: Sequence[InstanceView]
     ) -> Sequence[Ticket]:
         """Who may go, the first first."""
         if not free:
             return ()
         offered = [ticket, *behind[: max(0, _SCORES // len(free) - 1)]]
         return (
-            offered
-            if len(offered) < 2 or self._reckoning is None
-            else self._reckoning.order(offered, free, now)
+            offered if len(offered) < 2 or self._reckoning is None else self._reckoning.order(offered, free)
         )
 
     def _pick(

@@ -32,11 +32,16 @@ class Reckoning(Strategy, Protocol):
     """A strategy whose scores are expected seconds, so that waiting can be weighed, too. A tie is what is
     almost as good as the best."""
 
-    def order(self, tickets: Sequence[Ticket], free: Sequence[InstanceView], now: float) -> Sequence[Ticket]:
+    def order(self, tickets: Sequence[Ticket], free: Sequence[InstanceView]) -> Sequence[Ticket]:
         """Those that wait for the same, who should go first first. `free` are those that could take them."""
 
     def waits_until(
-        self, ticket: Ticket, chosen: InstanceView, cost: float, busy: Sequence[InstanceView], now: float
+        self,
+        ticket: Ticket,
+        chosen: InstanceView,
+        cost: float,
+        busy: Sequence[InstanceView],
+        now: float,
     ) -> float | None:
         """Until when (monotonic seconds, after `now`) it is better to wait for one of the busy ones, which
         only lack a free slot, than to go to the chosen one at that cost; None where it is not. That time must

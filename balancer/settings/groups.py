@@ -231,27 +231,6 @@ class PlacementSettings(Group):
     pinned: tuple[ModelName, ...] = Field(default=(), description="Models that are never unloaded.")
 
 
-class StandingDelaySettings(Group):
-    """How long, in seconds, what waits before a request of a class may take. Where it takes longer for
-    several times as long, the class's newest requests, and all new ones of worse classes, are turned away.
-    null: they wait."""
-
-    interactive: Number | None = Field(
-        default=1.0, gt=0, le=3600, description="For requests of class interactive, in seconds."
-    )
-    normal: Number | None = Field(
-        default=None, gt=0, le=3600, description="For requests of class normal, in seconds."
-    )
-    batch: Number | None = Field(
-        default=None, gt=0, le=86_400, description="For requests of class batch, in seconds."
-    )
-
-    @property
-    def by_class(self) -> Mapping[str, float]:
-        """The delays of those classes that are held to one."""
-        return {name: seconds for name, seconds in self if seconds is not None}
-
-
 class LimitsSettings(Group):
     """What a client may send, and how long things may take."""
 
@@ -278,10 +257,19 @@ class LimitsSettings(Group):
         description="The longest that a request waits for a slot, in seconds; then 504. One that is sure to "
         "wait longer is told so at once: 503.",
     )
-    standing_delay_seconds: StandingDelaySettings = Field(
-        default_factory=StandingDelaySettings,
-        description="The longest that what stands before a request may take, by class, in an overload that "
-        "lasts; beyond it 503.",
+    interactive_delay_seconds: Number | None = Field(
+        default=1.0,
+        gt=0,
+        le=86_400,
+        description="The longest that what stands before a request of class interactive may take, in "
+        "seconds. Where it takes longer for four times as long, the newest of the class are turned away, and "
+        "new ones of worse classes: 503. null: they wait.",
+    )
+    normal_delay_seconds: Number | None = Field(
+        default=None, gt=0, le=86_400, description="The same for class normal, in seconds."
+    )
+    batch_delay_seconds: Number | None = Field(
+        default=None, gt=0, le=86_400, description="The same for class batch, in seconds."
     )
     request_line_bytes: Size = Field(
         default=8190, ge=256, le=MIB, description="The longest request line, in bytes; beyond it 414."
@@ -345,6 +333,16 @@ class LimitsSettings(Group):
         "is furthest behind is cut off. null: an eighth of the memory that the balancer may use, 512 MiB at "
         "most.",
     )
+
+    @property
+    def standing_delays(self) -> Mapping[str, float]:
+        """The delays of the classes that are held to one, in seconds."""
+        delays = {
+            "interactive": self.interactive_delay_seconds,
+            "normal": self.normal_delay_seconds,
+            "batch": self.batch_delay_seconds,
+        }
+        return {name: seconds for name, seconds in delays.items() if seconds is not None}
 
 
 class LogSettings(Group):

@@ -23,7 +23,13 @@ class Metrics:
         self._declare_devices()
         self._declare_balancer()
         self.mirrored = (
-            *(self.requests_waiting, self.model_vram, self.breaker_state, self.instance_up),
+            *(
+                self.requests_waiting,
+                self.waiting_work,
+                self.model_vram,
+                self.breaker_state,
+                self.instance_up,
+            ),
             *(self.instance_health, self.instance_ejected, self.gpu_memory_used, self.gpu_memory_total),
             *(
                 self.gpu_utilization,
@@ -48,6 +54,11 @@ class Metrics:
         )
         self.requests_waiting = self._gauge(
             "balancer_requests_waiting", "Requests in the queue", ("model", "class")
+        )
+        self.waiting_work = self._gauge(
+            "balancer_waiting_work_seconds",
+            "Work of the requests in the queue, in seconds of a device's time",
+            ("model", "class"),
         )
         self.queue_duration = self._histogram(
             "balancer_queue_duration_seconds", "Time in the queue", ("model",)

@@ -158,6 +158,19 @@ def test_who_is_offered_together_are_those_whose_turn_it_may_be() -> None:
     assert [each.id for each in queue.first(lane, 2, NOW)] == ["least0", "close0"]
 
 
+def test_short_prompts_are_offered_though_they_stand_behind_many_long_ones() -> None:
+    queue = RequestQueue(limit=99)
+    for number in range(20):
+        enter_and_push(queue, ticket(str(number), arrival=number, prompt_tokens=9000 + number))
+    for number, tokens in ((20, 500), (21, 20), (22, 100)):
+        enter_and_push(queue, ticket(str(number), arrival=number, prompt_tokens=tokens))
+    offered = [int(each.id) for each in queue.first(lane_of(ticket()), 8, NOW)]
+
+    assert offered == [0, 1, 2, 3, 4, 5, 21, 22]
+    queue.remove(TicketId("21"))
+    assert {20, 22} == {int(each.id) for each in queue.first(lane_of(ticket()), 8, NOW)} - set(range(20))
+
+
 def test_one_who_waited_long_behind_better_classes_goes_first_but_not_often() -> None:
     queue = RequestQueue(limit=99)
     lane = lane_of(ticket())

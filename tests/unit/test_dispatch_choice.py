@@ -32,7 +32,7 @@ class Choosy:
     def picked(self, chosen: InstanceView, candidates: Sequence[InstanceView]) -> None:
         pass
 
-    def order(self, tickets: Sequence[Ticket], free: Sequence[InstanceView], now: float) -> Sequence[Ticket]:
+    def order(self, tickets: Sequence[Ticket], free: Sequence[InstanceView]) -> Sequence[Ticket]:
         return sorted(tickets, key=lambda each: -each.arrival)
 
     def waits_until(

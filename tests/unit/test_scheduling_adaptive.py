@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from random import Random
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from balancer.core.names import ModelName
 from balancer.core.rates import Rates
-from balancer.core.ticket import InstanceId, Prefix, Ticket
+from balancer.core.ticket import ClientId, InstanceId, Prefix, Ticket
 from balancer.core.variant import Variant
 from balancer.scheduling.adaptive import Adaptive
 from balancer.scheduling.scheduler import Scheduler
@@ -129,13 +130,15 @@ def test_costs_are_of_each_candidate_alone_and_never_below_zero(
     assert all(0 <= cost < math.inf for cost in expected.values())
 
 
-def test_who_costs_least_goes_first_until_another_has_waited_for_long() -> None:
+def test_who_costs_least_goes_first_until_another_of_the_client_came_long_before() -> None:
     it, free = Adaptive(Cached()), [there("a")]
     long, short = asking("long", 3000, queued_at=NOW), asking("short", 100, queued_at=NOW)
+    late, others = asking("late", 100, queued_at=NOW + 60), asking("others", 100, queued_at=NOW + 60)
+    others = msgspec.structs.replace(others, client=ClientId("another"))
 
-    assert [each.id for each in it.order([long, short], free, NOW)] == ["short", "long"]
-    waited = asking("long", 3000, queued_at=NOW - 30)
-    assert [each.id for each in it.order([waited, short], free, NOW)] == ["long", "short"]
+    assert [each.id for each in it.order([long, short], free)] == ["short", "long"]
+    assert [each.id for each in it.order([long, late], free)] == ["long", "late"]
+    assert [each.id for each in it.order([long, others], free)] == ["others", "long"]
 
 
 def waits(it: Adaptive, asked: Ticket, chosen: FakeView, *busy: FakeView, now: float = NOW) -> float | None:

@@ -17,6 +17,7 @@ PROMISED = {
     "balancer_requests_total": {"instance", "model", "dialect", "outcome"},
     "balancer_requests_running": {"instance", "model"},
     "balancer_requests_waiting": {"model", "class"},
+    "balancer_waiting_work_seconds": {"model", "class"},
     "balancer_queue_duration_seconds": {"model"},
     "balancer_time_to_first_token_seconds": {"model"},
     "balancer_request_duration_seconds": {"model"},

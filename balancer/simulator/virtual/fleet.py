@@ -25,7 +25,7 @@ from balancer.scheduling.adaptive import Adaptive
 from balancer.scheduling.prefix_index import PrefixIndex
 from balancer.scheduling.scheduler import Scheduler
 from balancer.scheduling.strategies import Strategy
-from balancer.settings.groups import StandingDelaySettings
+from balancer.settings.groups import LimitsSettings
 from balancer.settings.scenario import Scenario
 from balancer.simulator.configuration import ServerConfig
 from balancer.simulator.models import Kind, Model, ModelSpec, weights_of
@@ -112,7 +112,7 @@ class VirtualFleet:
             scheduler=self.scheduler,
             clock=clock,
             load=self.loader.begin,
-            wait_limits=WaitLimits(longest=scenario.queue_seconds, standing=StandingDelaySettings().by_class),
+            wait_limits=WaitLimits(longest=scenario.queue_seconds, standing=LimitsSettings().standing_delays),
             on_decision=self._decided,
         )
 
