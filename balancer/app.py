@@ -144,6 +144,7 @@ class Balancer:
         self.stream_memory.limit_bytes = wiring.stream_memory_bytes(settings, self._memory_allowed)
         self.client.use(connect_seconds=limits.connect_seconds, buffer_bytes=limits.stream_buffer_bytes)
         self.attempts.silent_seconds = limits.stream_idle_seconds
+        self.attempts.hedging.policy = wiring.hedge_policy(settings)
         self.prober.times = wiring.probe_times(settings)
         self.stall_watch.unload_all = settings.health.unload_stalled
         self.outlier_watch.use(wiring.ejection_policy(settings))
@@ -288,18 +289,17 @@ class Balancer:
         )
 
     def _supervisor(self) -> Supervisor:
-        settings = self.settings
         return Supervisor(
             self.provisioned.launches,
-            state_dir=state_path(settings.state_dir, os.environ),
-            policy=wiring.supervisor_policy(settings),
+            state_dir=state_path(self.settings.state_dir, os.environ),
+            policy=wiring.supervisor_policy(self.settings),
             fleet=self.fleet,
             client=self.control,
             metrics=self.metrics,
             clock=self.clock,
             log=self.log,
             warm_up=WarmUp(self.provisioned.plan, self.control, self.log).load
-            if settings.provisioning.warm_up
+            if self.settings.provisioning.warm_up
             else no_warm_up,
             on_up=self.prober.look,
         )
@@ -311,6 +311,7 @@ class Balancer:
             client=self.client,
             ledger=self.ledger,
             teacher=wiring.teacher(self.fleet, self.prefix_index, self.clock),
+            hedging=wiring.hedging(self.settings, self.dispatcher, self.metrics, self.clock, self.log),
             refresh=self.prober.refresh,
             look=self.prober.look,
             out_of_memory=self.room.out_of_memory,

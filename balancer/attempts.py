@@ -9,9 +9,8 @@ ended.
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
-import msgspec
-
 from balancer.accounting.ledger import Ledger
+from balancer.accounting.outcomes import broken, outcome_of
 from balancer.accounting.record import RequestRecord
 from balancer.accounting.teacher import Teacher, carried_load
 from balancer.admission.retry_budget import RetryBudget
@@ -26,7 +25,6 @@ from balancer.errors import (
     FleetError,
     InstanceDown,
     InstanceError,
-    InstanceStalled,
     SlotLost,
     Stopping,
     Unfinished,
@@ -37,15 +35,15 @@ from balancer.fleet.fleet import Fleet
 from balancer.fleet.instance import Instance
 from balancer.fleet.residency import EVICTION_SECONDS
 from balancer.forwarding.adapted import adapted
+from balancer.hedging import Hedging, Tried
 from balancer.overdue import Overdue
-from balancer.protocol.endings import Ending, judge, read_counters
+from balancer.protocol.endings import read_counters
 from balancer.protocol.failures import (
     BUSY,
     CRASH,
     MODEL_MISSING,
     OUT_OF_MEMORY,
     RUNTIME_LACKS,
-    STATUS,
     UNSERVED,
     Failure,
     Retry,
@@ -60,7 +58,6 @@ _REFRESH_SECONDS = 1.0
 _SILENCE_SECONDS = 2.0
 _ERROR_BODY_BYTES = 65536
 _ERROR_BODY_SECONDS = 2.0
-_WHOLE = Outcome(verdict=Verdict.SUCCESS, kind="ok")
 _CURES = 2
 """So often a request is sent again to where its slot was lost, after an unload and after a restart."""
 FULL_SECONDS = 1.0
@@ -91,6 +88,7 @@ class Attempts:
         client: UpstreamClient,
         ledger: Ledger,
         teacher: Teacher,
+        hedging: Hedging,
         refresh: Callable[[float, float], Awaitable[None]],
         look: Callable[[InstanceId], None],
         out_of_memory: Callable[[Instance], None],
@@ -110,6 +108,7 @@ class Attempts:
         self._silent: Overdue[_Try] = Overdue(_SILENCE_SECONDS, self._stays_silent)
         self._long_silent: dict[_Try, Silence] = {}
         self._teacher = teacher
+        self.hedging = hedging
 
     def retry_after_seconds(self, ticket: Ticket) -> float:
         """When a request that was turned away may try again, as dispatch estimates it."""
@@ -154,22 +153,55 @@ class Attempts:
                 raise (failure or error) from error
             if reason:
                 self._ledger.retried(reason)
-            refused = failure = None
-            try:
-                exchange = await self._exchange(lease, record, upstream)
-                told = await self._judge(exchange, lease, record)
-                if told is None:
-                    return exchange
-                refused, reason, retry, broke_down = exchange, told.kind, told.retry, told is CRASH
-            except InstanceError as error:
-                failure, reason, retry = error, error.kind, _retry(error)
-                broke_down = not isinstance(error, Unfinished | Unserved)
-            cured = isinstance(failure, SlotLost) and failure.cured and ticket.attempt <= _CURES
-            ticket = ticket.again() if cured else ticket.excluding(lease.instance)
-            if not self._may_retry(ticket, retry, lease if broke_down else None):
-                if failure is None:
-                    return exchange
+            tried = await self.hedging.tried(self, lease, record, upstream)
+            if tried.final:
+                return self.take(tried, record)
+            ticket, refused, failure, reason = tried.next, tried.exchange, tried.failure, tried.reason
+            if not self._may_retry(ticket, tried.retry, tried.broken):
+                if refused is not None:
+                    return refused
+                assert failure is not None
                 raise failure
+
+    async def try_at(self, lease: Lease, record: RequestRecord, upstream: UpstreamRequest) -> Tried:
+        """Send it under a lease, until it is known what came of it. Whatever ends it but a good answer gives
+        the lease back; that of a good answer is out until `take`."""
+        ticket = lease.ticket
+        elsewhere = ticket.excluding(lease.instance)
+        try:
+            exchange = await self._exchange(lease, record, upstream)
+            told = await self._refusal(exchange, lease, record) if exchange.status >= 400 else None
+        except InstanceError as error:
+            cured = isinstance(error, SlotLost) and error.cured and ticket.attempt <= _CURES
+            return Tried(
+                lease=lease,
+                next=ticket.again() if cured else elsewhere,
+                failure=error,
+                reason=error.kind,
+                retry=_retry(error),
+                broken=None if isinstance(error, Unfinished | Unserved) else lease,
+            )
+        if told is None:
+            return Tried(lease=lease, next=elsewhere, exchange=exchange)
+        return Tried(
+            lease=lease,
+            next=elsewhere,
+            exchange=exchange,
+            reason=told.kind,
+            retry=told.retry,
+            broken=lease if told is CRASH else None,
+        )
+
+    def take(self, tried: Tried, record: RequestRecord) -> Exchange:
+        """The exchange of a final try; from here on its lease goes back with its end."""
+        exchange, lease = tried.exchange, tried.lease
+        assert exchange is not None
+        if exchange.status < 400:
+            self._teacher.evaluated(lease)
+            exchange.when_ended(lambda error: self._answer_ended(exchange, lease, record, error))
+            if record.operation is not None and record.operation.needs_slot:
+                exchange.end_when_silent(self.silent_seconds)
+        return exchange
 
     async def _exchange(self, lease: Lease, record: RequestRecord, upstream: UpstreamRequest) -> Exchange:
         """As the client's, with a probe of an instance that stays silent: should it turn out to be
@@ -202,15 +234,9 @@ class Attempts:
             raise InstanceDown("the instance went down")
         return adapted(upstream, record.operation, instance, self._clock)
 
-    async def _judge(self, exchange: Exchange, lease: Lease, record: RequestRecord) -> Failure | None:
+    async def _refusal(self, exchange: Exchange, lease: Lease, record: RequestRecord) -> Failure | None:
         """The failure that a whole error answer tells, else None; from here on the lease goes back with
         the end of the exchange."""
-        if exchange.status < 400:
-            self._teacher.evaluated(lease)
-            exchange.when_ended(lambda error: self._answer_ended(exchange, lease, record, error))
-            if record.operation is not None and record.operation.needs_slot:
-                exchange.end_when_silent(self.silent_seconds)
-            return None
         try:
             body = await exchange.whole(limit_bytes=_ERROR_BODY_BYTES, within_seconds=_ERROR_BODY_SECONDS)
         except InstanceError as error:
@@ -276,11 +302,15 @@ class Attempts:
             lease = await self._acquire(ticket, record)
         finally:
             record.queued_seconds += self._clock.monotonic() - started
-        record.attempts = ticket.attempt
+        self.leased(lease, record)
+        return lease
+
+    def leased(self, lease: Lease, record: RequestRecord) -> None:
+        """The request goes there; its record tells of this try from now on."""
+        record.attempts = lease.ticket.attempt
         record.instance, record.reason, record.leased_at = lease.instance, lease.reason, lease.leased_at
         self._teacher.leased(lease, record)
         self._ledger.leased(record)
-        return lease
 
     async def _acquire(self, ticket: Ticket, record: RequestRecord) -> Lease:
         """As dispatch, but a model that none seems to have is looked for once more: it may have been
@@ -310,13 +340,13 @@ class Attempts:
         instance = self._fleet.find(lease)
         if isinstance(error, ConnectFailed) and error.refused and instance is not None:
             self._fleet.failed(instance, str(error), refused=True, incarnation=lease.incarnation)
-        self._return(lease, record, _broken(error.kind, str(error)))
+        self._return(lease, record, broken(error.kind, str(error)))
 
     def _answer_ended(
         self, exchange: Exchange, lease: Lease, record: RequestRecord, error: BalancerError | None
     ) -> None:
         """As `_ended`, of a good answer: its counters are known from here on."""
-        outcome = _outcome(exchange, record, error)
+        outcome = outcome_of(exchange, record, error)
         if exchange.status < 300 and record.operation is not None:
             record.counters = read_counters(record.operation, exchange.tail)
         if carried_load(record):
@@ -352,37 +382,3 @@ def _retry(error: InstanceError) -> Retry:
     is not counted; nor where what kept the request from being served is mended."""
     mended = isinstance(error, SlotLost) and error.cured
     return Retry.FREE if mended or isinstance(error, ConnectFailed | Unserved) else Retry.COUNTED
-
-
-def _broken(kind: str, error: str) -> Outcome:
-    """A failure of the instance itself, whatever was asked of it."""
-    return Outcome(verdict=Verdict.FAILURE, kind=kind, error=error, blames=Blame.INSTANCE)
-
-
-def _of_record(message: str) -> Outcome:
-    """What an error that ended a stream says; the same texts as in error answers."""
-    told = classify(500, message, has_model=True) or STATUS
-    return msgspec.structs.replace(told.outcome(message), kind="error_record")
-
-
-def _outcome(exchange: Exchange, record: RequestRecord, error: BalancerError | None) -> Outcome:
-    """What the end of a good answer says of its instance; a client's leaving says nothing."""
-    operation = record.operation
-    if exchange.left or operation is None:
-        return Outcome(verdict=Verdict.NEUTRAL, kind="cancelled")
-    if isinstance(error, InstanceError):
-        kind = error.kind if isinstance(error, InstanceStalled) else "truncated"
-        return _broken(kind, str(error))
-    if error is not None:
-        return Outcome(verdict=Verdict.NEUTRAL, kind="cancelled")
-    if exchange.is_page:
-        return _broken("wrong_body", "it answered with a web page")
-    if not exchange.streams:
-        return _WHOLE
-    match judge(operation, exchange.tail):
-        case Ending.WHOLE:
-            return _WHOLE
-        case Ending.ERROR:
-            return _of_record(error_message(exchange.tail.last_line))
-        case Ending.UNFINISHED:
-            return Outcome(verdict=Verdict.NEUTRAL, kind="unfinished")

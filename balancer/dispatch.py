@@ -11,6 +11,8 @@ import heapq
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 
+import msgspec
+
 from balancer.admission.overload import Overload, WaitLimits
 from balancer.admission.queue import Lane, RequestQueue, lane_of
 from balancer.admission.refusals import dead_end, deadline_passed, stopping
@@ -21,6 +23,7 @@ from balancer.core.names import ModelName
 from balancer.core.ticket import NO_TRIAL, Lease, Outcome, Ticket, TicketId, Verdict
 from balancer.core.variant import Variant
 from balancer.errors import BalancerError, QueueFull
+from balancer.fleet.coolings import Coolings
 from balancer.fleet.fleet import Fleet
 from balancer.fleet.instance import Instance
 from balancer.scheduling.scheduler import LoadBegun, Scheduler
@@ -63,7 +66,7 @@ class Dispatcher:
         self._loads_at: dict[TicketId, LoadBegun] = {}
         self._for_room: set[Lane] = set()
         self._by_choice: set[Lane] = set()
-        self._cooling: list[tuple[float, int, Instance, ModelName]] = []
+        self._coolings = Coolings()
         self._lease_ids = count(1)
         self._timer: asyncio.TimerHandle | None = None
         self._stopping = False
@@ -111,7 +114,7 @@ class Dispatcher:
                 retry_after_seconds=self.retry_after_seconds(ticket),
             )
         now = self._clock.monotonic()
-        if self._cooling and self._cooling[0][0] <= now:
+        if self._coolings.end(now):
             self.wake()  # those that wait already come first
         self._queue.enter(ticket.client)
         try:
@@ -170,6 +173,28 @@ class Dispatcher:
             if not waiter.done():
                 waiter.set_exception(error)
 
+    def lend_idle(self, ticket: Ticket) -> Lease | None:
+        """A slot at once where the variant is resident, that nobody waits for; None where there is none.
+        Nothing is queued or loaded for it, and nobody has to wait longer for its sake."""
+        variant = ticket.variant
+        now = self._clock.monotonic()
+        waiting = self._queue.heads(now)
+        if self._stopping or variant is None or any(_wants(lane, variant.model) for *_, lane in waiting):
+            return None
+        aside = dict.fromkeys(ticket.excluded, "asked already")
+        for each in self._fleet.instances():
+            if not each.warm(variant):
+                aside[each.id] = "model not in memory"
+            elif waiting and each.spec.max_concurrent_requests is not None:
+                aside[each.id] = "others wait, and its cap counts for all models"
+        decision = self._scheduler.decide(msgspec.structs.replace(ticket, excluded=frozenset(aside)), now)
+        if decision.standing is not Standing.PICKED:
+            return None
+        decision = msgspec.structs.replace(decision, ticket=ticket, filtered={**decision.filtered, **aside})
+        self._on_decision(decision)
+        self._queue.enter(ticket.client)
+        return self._lend(ticket, decision, now)
+
     def release(self, lease: Lease, outcome: Outcome) -> None:
         """End a lease. Raises KeyError for one that was released before.
 
@@ -184,9 +209,7 @@ class Dispatcher:
             instance.settle(lease, outcome, now)
             self._charges.came_back(lease, instance, outcome)
             if outcome.in_prefill and lease.incarnation == instance.incarnation:
-                instance.begin_cooling(variant.model)
-                until = now + instance.cooling_seconds(lease.ticket)
-                heapq.heappush(self._cooling, (until, lease.id, instance, variant.model))
+                self._coolings.begin(instance, variant.model, now + instance.cooling_seconds(lease.ticket))
         self._queue.leave(lease.ticket.client)
         healthy = outcome.verdict is Verdict.SUCCESS and instance.breakers.untroubled
         capped = instance.spec.max_concurrent_requests is not None
@@ -214,7 +237,7 @@ class Dispatcher:
         was seen free is free when it is taken."""
         now = self._clock.monotonic()
         self._scheduler_wake_at = None
-        self._end_coolings(now)
+        self._coolings.end(now)
         if self._queue:
             self._settle_heads(now)
             if self._expire(now):
@@ -224,17 +247,12 @@ class Dispatcher:
     def _wake_for(self, model: ModelName, now: float) -> None:
         """A slot of a model came back and nothing else changed, so those that want another one wait on,
         unless they wait for memory."""
-        due = [at for at in (self._scheduler_wake_at, self._cooling[0][0] if self._cooling else None) if at]
+        due = [at for at in (self._scheduler_wake_at, self._coolings.next_end) if at is not None]
         if min(due, default=now + 1) <= now:
             self.wake()
         elif self._queue:
             self._settle_heads(now, of=model)
             self._arm(now)
-
-    def _end_coolings(self, now: float) -> None:
-        while self._cooling and self._cooling[0][0] <= now:
-            _, _, instance, model = heapq.heappop(self._cooling)
-            instance.end_cooling(model)
 
     def _settle_heads(self, now: float, *, of: ModelName | None = None) -> None:
         """Decide for the first of each lane, and for who follows; with `of` only where that model is wanted,
@@ -339,14 +357,7 @@ class Dispatcher:
         return lease
 
     def _dead_end(self, decision: Decision) -> BalancerError:
-        variant = decision.ticket.variant
-
-        def last_error() -> str | None:
-            assert variant is not None
-            errors = (each.breakers.last_error(variant, decision.at) for each in self._fleet.instances())
-            return next(filter(None, errors), None)
-
-        return dead_end(decision, last_error)
+        return dead_end(decision, self._fleet.last_error(decision.ticket.variant, decision.at))
 
     def _expire(self, now: float) -> bool:
         """Turn away those whose deadline has come; whether there were any."""
@@ -375,8 +386,8 @@ class Dispatcher:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        times = [at for at in (self._queue.next_deadline(), self._scheduler_wake_at) if at is not None]
-        times += [self._cooling[0][0]] if self._cooling else []
+        ends = (self._queue.next_deadline(), self._scheduler_wake_at, self._coolings.next_end)
+        times = [at for at in ends if at is not None]
         if times:
             delay = max(0.0, min(times) - now)
             self._timer = asyncio.get_running_loop().call_later(delay, self.wake)

@@ -39,6 +39,7 @@ from balancer.forwarding.stores import StoreRequest, Stores
 from balancer.protocol.encoding import inflate_zstd
 from balancer.protocol.errors import error_body
 from balancer.protocol.headers import Headers, header, upstream_headers
+from balancer.protocol.hedgeable import may_be_hedged
 from balancer.protocol.parse import Parsed, parse_request, refuse_model_in_query
 from balancer.protocol.prefix import BYTES_PER_TOKEN, read_prefix
 from balancer.protocol.routes import Match, Treatment, dialect_of, find_route
@@ -62,6 +63,7 @@ class Policy:
     loopback_only: bool
     own_name: str
     reads_prefixes: bool
+    hedges: bool
 
 
 class Pipeline:
@@ -214,6 +216,7 @@ class Pipeline:
         if operation.kind is Kind.TRANSCRIBE:
             refuse_model_in_query(request.query)
         self._note(operation, record)
+        record.hedgeable = self.policy.hedges and may_be_hedged(operation, parsed.fields)
         ticket = self._ticket(request, parsed, record)
         upstream = UpstreamRequest(
             method=request.method,

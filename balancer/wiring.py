@@ -19,6 +19,7 @@ from balancer.core.device import CPU
 from balancer.core.names import canonical_name
 from balancer.core.plan import PlannedInstance, Runtime
 from balancer.core.ticket import InstanceId
+from balancer.dispatch import Dispatcher
 from balancer.fleet.breaker import BreakerPolicy, Breakers
 from balancer.fleet.device_ledger import DeviceLedger
 from balancer.fleet.ejection import EjectionPolicy
@@ -26,6 +27,7 @@ from balancer.fleet.fleet import Fleet
 from balancer.fleet.health import Health, HealthPolicy
 from balancer.fleet.instance import Instance, InstanceSpec
 from balancer.frontend.listener import Listener
+from balancer.hedging import HedgePolicy, Hedging
 from balancer.pipeline import Pipeline, Policy
 from balancer.provisioning.local import LocalOllama, find_local_ollama
 from balancer.provisioning.provisioned import Provisioned
@@ -35,6 +37,7 @@ from balancer.scheduling.scheduler import Scheduler
 from balancer.scheduling.strategies import STRATEGIES, Shelf
 from balancer.settings import InstanceSettings, Settings, Strategy
 from balancer.telemetry.logs import Logger
+from balancer.telemetry.metrics import Metrics
 from balancer.upstream.client import UpstreamClient
 from balancer.upstream.stream_memory import StreamMemory
 
@@ -84,6 +87,7 @@ def policy(settings: Settings) -> Policy:
         loopback_only=settings.listen.loopback,
         own_name=socket.gethostname(),
         reads_prefixes=settings.cache.sharing,
+        hedges=settings.hedging.enabled,
     )
 
 
@@ -118,6 +122,23 @@ def scheduler(settings: Settings, fleet: Fleet, index: PrefixIndex, chance: Rand
 def teacher(fleet: Fleet, index: PrefixIndex, clock: Clock) -> Teacher:
     """Who learns from answers, with an index to keep true."""
     return Teacher(fleet=fleet, prefixes=PrefixLearner(index=index, fleet=fleet), clock=clock)
+
+
+def hedge_policy(settings: Settings) -> HedgePolicy:
+    """Which requests a second instance may be asked for."""
+    return HedgePolicy(
+        enabled=settings.hedging.enabled,
+        max_share=settings.hedging.max_share,
+        min_delay_seconds=settings.hedging.min_delay_seconds,
+    )
+
+
+def hedging(
+    settings: Settings, dispatcher: Dispatcher, metrics: Metrics, clock: Clock, log: Logger
+) -> Hedging:
+    """Who asks a second instance where the first is slow."""
+    policy = hedge_policy(settings)
+    return Hedging(dispatcher=dispatcher, policy=policy, metrics=metrics, clock=clock, log=log)
 
 
 def outlier_watch(

@@ -16,6 +16,7 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     use: what was counted up must be counted down under the same name. `believed_share` of the prompt, 0
     to 1, was believed to be cached at the instance when the request went there, None where nothing is
     known of its prompt; `inferred_share` was, by how long its evaluation took, maybe less than 0.
+    `hedgeable`: a second instance may be asked, too; `hedge` is what became of that where one was.
     `outcome` is a bounded word: ok, cancelled, rejected, unfinished, or the kind of the error."""
 
     id: str
@@ -37,6 +38,8 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     inferred_share: float | None = None
     status: int = 0
     outcome: str = ""
+    hedgeable: bool = False
+    hedge: str = ""
     error: str | None = None
     body_bytes: int = 0
     answer_bytes: int = 0
@@ -77,6 +80,8 @@ class RequestRecord(msgspec.Struct, kw_only=True):
             facts["instance"] = self.instance
         if self.reason:
             facts["reason"] = self.reason
+        if self.hedge:
+            facts["hedge"] = self.hedge
         if self.first_byte_at is not None:
             facts["ttft_seconds"] = round(self.first_byte_at - self.received_at, 6)
         if self.ended_at is not None:

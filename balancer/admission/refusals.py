@@ -1,7 +1,5 @@
 """What a request is told that gets no lease."""
 
-from collections.abc import Callable
-
 from balancer.core.decision import Decision, Standing
 from balancer.core.ticket import Ticket
 from balancer.errors import DeadlinePassed, NoInstance, Stopping, UnknownModel, Unserved
@@ -18,10 +16,8 @@ def deadline_passed(ticket: Ticket, now: float, *, retry_after_seconds: float) -
     return DeadlinePassed(told, retry_after_seconds=retry_after_seconds)
 
 
-def dead_end(
-    decision: Decision, last_error: Callable[[], str | None]
-) -> UnknownModel | NoInstance | Unserved:
-    """No instance is able to serve it. `last_error` tells why breakers are open, where they are."""
+def dead_end(decision: Decision, last_error: str | None) -> UnknownModel | NoInstance | Unserved:
+    """No instance is able to serve it. `last_error` is what opened breakers, where they are open."""
     variant = decision.ticket.variant
     if decision.standing is Standing.UNKNOWN_MODEL and variant is not None:
         return UnknownModel(variant.model)
@@ -36,7 +32,7 @@ def dead_end(
         wait = max(1.0, (decision.next_wake_at or 0.0) - decision.at)
         return NoInstance(
             f"every instance{wanted} is left alone for a while after failures; the last one: "
-            + (last_error() or "unknown"),
+            + (last_error or "unknown"),
             retry_after_seconds=wait,
         )
     return NoInstance(f"no instance{wanted} is usable now", retry_after_seconds=1.0)

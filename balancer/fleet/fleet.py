@@ -211,6 +211,12 @@ class Fleet:
         """Every model that some usable instance has."""
         return {name for each in self.usable() if each.inventory for name in each.inventory.models}
 
+    def last_error(self, variant: Variant | None, now: float) -> str | None:
+        """What opened a breaker that keeps a variant from being served; None where none does."""
+        if variant is None:
+            return None
+        return next(filter(None, (each.breakers.last_error(variant, now) for each in self.instances())), None)
+
     def _acquaint(self) -> None:
         """Give all members one rate book, and each its neighbours."""
         members = tuple(self._instances.values())

@@ -94,6 +94,30 @@ class CircuitBreakerSettings(Group):
     )
 
 
+class HedgingSettings(Group):
+    """Asking a second instance where the first is slow to begin its answer."""
+
+    enabled: bool = Field(
+        default=False,
+        description="Whether embeddings, and short answers that are the same each time, are asked of a "
+        "second instance where the first is unusually slow to begin.",
+    )
+    max_share: Number = Field(
+        default=0.02,
+        ge=0,
+        le=0.2,
+        description="The most requests of all that are asked of a second instance, as a share. What is not "
+        "used is kept for later, up to 10 requests.",
+    )
+    min_delay_seconds: Number = Field(
+        default=0.05,
+        ge=0,
+        le=60,
+        description="The least time that the first instance is given, in seconds; from what was measured it "
+        "may get more.",
+    )
+
+
 class BatchingSettings(Group):
     """Grouping of like requests."""
 

@@ -19,6 +19,7 @@ from balancer.settings.groups import (
     CircuitBreakerSettings,
     Group,
     HealthSettings,
+    HedgingSettings,
     LimitsSettings,
     LoadBalancingSettings,
     LogSettings,
@@ -232,6 +233,10 @@ class Settings(Group):
     circuit_breaker: CircuitBreakerSettings = Field(
         default_factory=CircuitBreakerSettings,
         description="When an instance that fails requests is left alone for a while.",
+    )
+    hedging: HedgingSettings = Field(
+        default_factory=HedgingSettings,
+        description="Asking a second instance where the first is slow to begin its answer.",
     )
     limits: LimitsSettings = Field(
         default_factory=LimitsSettings, description="What a client may send, and how long things may take."

@@ -85,6 +85,9 @@ class Metrics:
         self.retries_refused = self._counter(
             "balancer_retries_refused", "Further tries that the retry budget did not allow", ()
         )
+        self.hedges = self._counter(
+            "balancer_hedges", "Requests that a second instance was asked for, too, by its fate", ("outcome",)
+        )
         self.rejections = self._counter(
             "balancer_rejections", "Requests turned away by the balancer", ("reason",)
         )

@@ -49,6 +49,7 @@ PROMISED = {
     "balancer_model_evictions_total": {"model", "reason"},
     "balancer_retries_refused_total": set(),
     "balancer_retries_total": {"reason"},
+    "balancer_hedges_total": {"outcome"},
     "balancer_rejections_total": {"reason"},
     "balancer_errors_total": {"instance", "model", "kind"},
     "balancer_loop_lag_seconds": set(),
