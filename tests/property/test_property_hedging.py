@@ -1,5 +1,5 @@
-"""Whatever instances do, and whenever clients leave: every lease comes back, hedges stay within their share, and
-no request is asked of more than two instances at once."""
+"""Whatever instances do, and whenever clients leave: every lease comes back, hedges stay within their share,
+and no request is asked of more than two instances at once."""
 
 import asyncio
 

@@ -148,7 +148,7 @@ class Rig:
     def counted(self, name: str) -> float:
         """The sum over a metric of that name."""
         (family,) = getattr(self.metrics, name).collect()
-        return sum(sample.value for sample in family.samples)
+        return float(sum(sample.value for sample in family.samples))
 
     def slots_out(self) -> list[int]:
         """How many leases are out, by the dispatcher, by each instance, and by the metrics."""

@@ -19,7 +19,7 @@ async def test_a_free_slot_where_the_model_is_resident_is_lent_and_told() -> Non
     lease = lent(it)
 
     assert lease is not None
-    assert (lease.instance, lease.leased_at, lease.ticket.excluded) == ("b", 7.0, {"a"})
+    assert (lease.instance, lease.leased_at, lease.ticket.excluded) == ("b", 7.0, frozenset("a"))
     assert it.fleet.get(InstanceId("b")).running == 1
     (decision,) = it.decisions
     assert decision.filtered == {"a": "asked already", "cold": "model not in memory"}
@@ -90,6 +90,13 @@ async def test_who_waits_for_another_model_is_passed_by_but_for_a_cap_that_count
 
         assert (lent(it) is not None) == free
         await leave(*waits)
+
+
+async def test_where_nobody_waits_a_cap_lends_up_to_it() -> None:
+    it = house(FakeClock(), instance("a"), instance("b", slots=4, max_concurrent_requests=1))
+
+    assert lent(it) is not None
+    assert lent(it) is None
 
 
 async def test_a_balancer_that_stops_lends_nothing() -> None:
