@@ -27,7 +27,7 @@ from tests.unit.unit_support import LoopClock, house, ticket
 
 Answering = Callable[[str, int], tuple[float, int]]
 """After how many seconds an instance answers, by its name and the number of the request there, and with which
-status; 0: it breaks down."""
+status; 0: what it says is no HTTP; 500: its runner is gone."""
 
 
 class TimedClient:
@@ -57,7 +57,7 @@ def _answered(status: int) -> Exchange:
     exchange = Exchange(
         buffer_bytes=1 << 20, cancel=lambda: None, read=lambda _: None, memory=StreamMemory(1 << 20)
     )
-    body = b"{}" if status < 400 else b'{"error":"out of order"}'
+    body = b"{}" if status < 400 else b'{"error":"health resp: connection refused"}'
     exchange.receive_head(
         ResponseHead(
             status=status,
