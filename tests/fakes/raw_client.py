@@ -183,9 +183,11 @@ class RawClient:
 
 
 @contextlib.asynccontextmanager
-async def connected(host: str, port: int) -> AsyncIterator[RawClient]:
+async def connected(host: str, port: int, *, source: str | None = None) -> AsyncIterator[RawClient]:
     """A client with a connection of its own, closed at the end."""
-    reader, writer = await asyncio.open_connection(host, port, limit=1 << 24)
+    reader, writer = await asyncio.open_connection(
+        host, port, limit=1 << 24, local_addr=(source, 0) if source else None
+    )
     client = RawClient(reader, writer)
     try:
         yield client

@@ -68,15 +68,20 @@ class Running:
         assert all(sample.value >= 0 for sample in gauge.samples)
         return sum(sample.value for sample in gauge.samples)
 
-    def client(self) -> contextlib.AbstractAsyncContextManager[RawClient]:
-        """A client of it."""
-        return connected(*self.address)
+    def client(self, source: str | None = None) -> contextlib.AbstractAsyncContextManager[RawClient]:
+        """A client of it, at that address of the loopback."""
+        return connected(*self.address, source=source)
 
     async def ask(
-        self, path: str, body: bytes | dict[str, Any] | None = None, *headers: str, **more: Any
+        self,
+        path: str,
+        body: bytes | dict[str, Any] | None = None,
+        *headers: str,
+        source: str | None = None,
+        **more: Any,
     ) -> Answer:
         """One request on a connection of its own, and its whole answer."""
-        async with self.client() as client:
+        async with self.client(source) as client:
             await client.send(request(path, body, *headers, **more))
             return await client.answer(method=more.get("method", "POST"))
 
