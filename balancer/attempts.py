@@ -17,7 +17,7 @@ from balancer.admission.retry_budget import RetryBudget
 from balancer.clock import Clock
 from balancer.core.names import is_cloud_name
 from balancer.core.plan import Runtime
-from balancer.core.ticket import Blame, InstanceId, Lease, Outcome, Silence, Ticket, Verdict
+from balancer.core.ticket import Blame, InstanceId, Lease, Outcome, Silence, Ticket, TicketId, Verdict
 from balancer.dispatch import Dispatcher
 from balancer.errors import (
     BalancerError,
@@ -113,6 +113,10 @@ class Attempts:
     def retry_after_seconds(self, ticket: Ticket) -> float:
         """When a request that was turned away may try again, as dispatch estimates it."""
         return self._dispatcher.retry_after_seconds(ticket)
+
+    def admitted(self, record: RequestRecord) -> bool:
+        """Whether a request waits for a slot, or has had one."""
+        return record.attempts > 0 or self._dispatcher.waits(TicketId(record.id))
 
     def refuse_when_stopping(self) -> None:
         """Raise Stopping where nothing new is to be begun."""

@@ -92,6 +92,11 @@ class Dispatcher:
         """All leases out."""
         return tuple(lease for lease, _ in self._leases.values())
 
+    def waits(self, ticket: TicketId) -> bool:
+        """Whether a request waits for a slot: it was admitted, and nothing has come of it yet."""
+        waiter = self._waiters.get(ticket)
+        return waiter is not None and not waiter.done()
+
     async def acquire(self, ticket: Ticket) -> Lease:
         """Wait for a slot and reserve it.
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from balancer.core.ticket import InstanceId, Outcome, Verdict
+from balancer.core.ticket import InstanceId, Outcome, TicketId, Verdict
 from balancer.errors import DeadlinePassed, NoInstance, QueueFull, Stopping, UnknownModel
 from tests.unit.unit_support import OK, FakeClock, House, Wait, ask, house, instance, settle, ticket
 
@@ -48,6 +48,19 @@ async def test_a_model_is_served_first_come_first_served() -> None:
         it.dispatcher.release(served[count - 1].result(), OK)
         await settle()
     await end(it)
+
+
+async def test_who_waits_is_told_apart_from_who_has_got_something() -> None:
+    it = house(FakeClock(), instance("a", slots=1))
+    first, second = await ask(it, ticket("1"), ticket("2"))
+    assert [it.dispatcher.waits(TicketId(each)) for each in ("1", "2", "3")] == [False, True, False]
+
+    it.dispatcher.release(first.result(), OK)
+
+    assert not second.done()  # it has not run since, and has its lease all the same
+    assert not it.dispatcher.waits(TicketId("2"))
+    await settle()
+    await end(it, second)
 
 
 async def test_a_model_without_a_free_slot_does_not_hold_up_another() -> None:
