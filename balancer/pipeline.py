@@ -11,6 +11,7 @@ reading.
 import asyncio
 import math
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, count
 
 from balancer.accounting.ledger import Ledger
@@ -21,7 +22,7 @@ from balancer.admission.identity import identify, require_model_changes
 from balancer.admission.origin import allowed_origin, check_host, require_asked_media_type
 from balancer.attempts import Attempts
 from balancer.clock import Clock
-from balancer.core.operation import Kind, Operation
+from balancer.core.operation import Dialect, Kind, Operation, Wire
 from balancer.core.ticket import Ticket, TicketId
 from balancer.errors import (
     BalancerError,
@@ -33,6 +34,7 @@ from balancer.errors import (
     UnsupportedEncoding,
 )
 from balancer.forwarding.answers import Answers
+from balancer.forwarding.comments import commented
 from balancer.forwarding.downstream import BodySource, ClientRequest, Sink, send_whole
 from balancer.forwarding.relay import relay
 from balancer.forwarding.stores import StoreRequest, Stores
@@ -58,6 +60,7 @@ class Policy:
     body_bytes: int
     headers_bytes: int
     queue_seconds: float
+    queue_comment_seconds: float | None
     allow_model_changes: bool
     cors_origins: frozenset[str]
     loopback_only: bool
@@ -103,6 +106,19 @@ class Pipeline:
             dialect=dialect_of(request.raw_path).value,
         )
         self._ledger.begin(record)
+        every = self.policy.queue_comment_seconds
+        try:
+            if every is None or record.dialect != Dialect.OPENAI:
+                await self._answered(request, record, sink)
+                return
+            names, comment = partial(_names, record), partial(self._comment, record)
+            async with commented(sink, every_seconds=every, own_headers=names, comment=comment) as front:
+                await self._answered(request, record, front)
+        finally:
+            self._ledger.end(record)
+
+    async def _answered(self, request: ClientRequest, record: RequestRecord, sink: Sink) -> None:
+        """As `handle`, by a sink that tells errors in the dialect."""
         try:
             await self._serve(request, record, sink)
         except asyncio.CancelledError:
@@ -117,8 +133,6 @@ class Pipeline:
         except Exception as error:  # noqa: BLE001 - the one boundary where a defect of ours becomes a 500
             self._log.error("request_failed", id=record.id, route=record.route, exc_info=error)
             await self._tell(BalancerError("internal error"), request, record, sink)
-        finally:
-            self._ledger.end(record)
 
     async def _serve(self, request: ClientRequest, record: RequestRecord, sink: Sink) -> None:
         self._check_headers(request, record)
@@ -297,6 +311,14 @@ class Pipeline:
             session=asked.session,
         )
 
+    def _comment(self, record: RequestRecord) -> str | None:
+        """What to tell next to a client that waits; None where it wants no events or is not admitted yet."""
+        operation = record.operation
+        if operation is None or operation.wire is not Wire.SSE or not self._attempts.admitted(record):
+            return None
+        record.comments += 1
+        return "waiting"
+
     def _note(self, operation: Operation, record: RequestRecord) -> None:
         record.operation = operation
         record.model = operation.variant.model if operation.variant else ""
@@ -345,10 +367,16 @@ def _forwarded(request: ClientRequest) -> Headers:
     return (*upstream_headers(request.headers), ("X-Request-ID", request.request_id))
 
 
-def _own_headers(record: RequestRecord) -> Headers:
-    own: Headers = (("X-Request-ID", record.request_id), ("X-Balancer-Request", record.id))
+def _names(record: RequestRecord) -> Headers:
+    """What is certain before anyone has answered."""
+    names: Headers = (("X-Request-ID", record.request_id), ("X-Balancer-Request", record.id))
     if record.allow_origin:
-        own += (("Access-Control-Allow-Origin", record.allow_origin), ("Vary", "Origin"))
+        names += (("Access-Control-Allow-Origin", record.allow_origin), ("Vary", "Origin"))
+    return names
+
+
+def _own_headers(record: RequestRecord) -> Headers:
+    own = _names(record)
     if record.attempts:
         own += (
             ("X-Balancer-Instance", record.instance),

@@ -82,6 +82,7 @@ def policy(settings: Settings) -> Policy:
         body_bytes=settings.limits.body_bytes,
         headers_bytes=settings.limits.headers_bytes,
         queue_seconds=settings.limits.queue_seconds,
+        queue_comment_seconds=settings.limits.queue_comment_seconds,
         allow_model_changes=settings.allow_model_changes,
         cors_origins=frozenset(settings.cors_origins),
         loopback_only=settings.listen.loopback,

@@ -16,8 +16,9 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     use: what was counted up must be counted down under the same name. `believed_share` of the prompt, 0
     to 1, was believed to be cached at the instance when the request went there, None where nothing is
     known of its prompt; `inferred_share` was, by how long its evaluation took, maybe less than 0.
-    `hedgeable`: a second instance may be asked, too; `hedge` is what became of that where one was.
-    `outcome` is a bounded word: ok, cancelled, rejected, unfinished, or the kind of the error."""
+    `hedgeable`: a second instance may be asked, too; `hedge` is what became of that where one was. So many
+    `comments` were written to a client whose stream waited; it has been told 200 then, whatever `status`
+    says. `outcome` is a bounded word: ok, cancelled, rejected, unfinished, or the kind of the error."""
 
     id: str
     request_id: str
@@ -41,6 +42,7 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     hedgeable: bool = False
     hedge: str = ""
     error: str | None = None
+    comments: int = 0
     body_bytes: int = 0
     answer_bytes: int = 0
     parsed_at: float | None = None
@@ -69,6 +71,8 @@ class RequestRecord(msgspec.Struct, kw_only=True):
         }
         if self.route:
             facts["route"] = self.route
+        if self.comments:
+            facts["comments"] = self.comments
         if self.error:
             facts["error"] = self.error
         if self.operation is not None:

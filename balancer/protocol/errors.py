@@ -7,6 +7,7 @@ NewError; the Anthropic streaming documentation for the `error` event.
 import msgspec
 
 from balancer.core.operation import Dialect, Wire
+from balancer.protocol.failures import error_message
 
 _encode = msgspec.json.Encoder().encode
 
@@ -61,3 +62,16 @@ def error_record(dialect: Dialect, wire: Wire, message: str, request_id: str) ->
             return b"data: " + value + b"\n\n"
         case Wire.JSON:
             return b""
+
+
+def error_event(status: int, body: bytes) -> bytes:
+    """An error answer as the last event of a stream in OpenAI's dialect whose head went out before: with
+    its own error object where it has one, else with its text."""
+    try:
+        told = msgspec.json.decode(body, type=dict[str, object])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        told = {}
+    if not isinstance(told.get("error"), dict):
+        message = error_message(body) or f"the instance answered with status {status}"
+        told = error_value(Dialect.OPENAI, status, message, "")
+    return b"data: " + _encode(told) + b"\n\n"

@@ -295,6 +295,13 @@ class LimitsSettings(Group):
     batch_delay_seconds: Number | None = Field(
         default=None, gt=0, le=86_400, description="The same for class batch, in seconds."
     )
+    queue_comment_seconds: Number | None = Field(
+        default=None,
+        ge=1,
+        le=3600,
+        description="How often a client that waits for its stream to begin gets a comment, in seconds; by "
+        "/v1/chat/completions, /v1/completions and /v1/responses alone. null: never.",
+    )
     request_line_bytes: Size = Field(
         default=8190, ge=256, le=MIB, description="The longest request line, in bytes; beyond it 414."
     )
