@@ -208,7 +208,7 @@ class Report:
             "breaker": instance.breakers.state(now).value,
             "breakers": {model: state.value for model, state in instance.breakers.states(now).items()},
             "version": instance.version,
-            "weight": instance.weight,
+            "weight": instance.spec.weight,
             "incarnation": instance.incarnation,
             "running": instance.running,
             "cooling": instance.cooling,

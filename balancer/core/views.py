@@ -6,6 +6,7 @@ from typing import Protocol
 from balancer.core.ejection import Ejection
 from balancer.core.names import ModelName
 from balancer.core.rates import Rates
+from balancer.core.scores import Candidate
 from balancer.core.ticket import InstanceId
 from balancer.core.variant import Variant
 
@@ -16,9 +17,6 @@ class LearnedView(Protocol):
     def rates(self, model: ModelName) -> Rates | None:
         """How fast the model's runner works there, as elsewhere where nothing was measured there; None where
         nothing was measured at all."""
-
-    def output_tokens(self, model: ModelName) -> float | None:
-        """The length to expect of an answer; None where none was seen anywhere."""
 
     def remaining_tokens(self, model: ModelName, emitted: float) -> float | None:
         """How many tokens are to be expected still of an answer that has so many; None where none was seen
@@ -31,20 +29,12 @@ class InstanceView(Protocol):
     @property
     def id(self) -> InstanceId: ...
     @property
-    def weight(self) -> float:
-        """Dimensionless share, above 0."""
-
-    @property
     def usable(self) -> bool:
         """Whether the last probes say that it answers."""
 
     @property
     def suspect(self) -> bool:
         """Whether its newest probe failed though it is not judged down yet."""
-
-    @property
-    def health_score(self) -> float:
-        """From 0 to 1, where nothing is wrong."""
 
     @property
     def ejection(self) -> Ejection | None:
@@ -67,10 +57,6 @@ class InstanceView(Protocol):
     def small_enough(self, model: ModelName) -> bool:
         """Whether a spare one would take the model; any other takes all sizes."""
 
-    @property
-    def running(self) -> int:
-        """Leases out, all models together."""
-
     def serves(self, path: str) -> bool:
         """Whether its runtime can be asked for what has this path at an Ollama."""
 
@@ -79,12 +65,6 @@ class InstanceView(Protocol):
 
     def meant_for(self, model: ModelName) -> bool:
         """Whether the configuration does not reserve it for other models."""
-
-    def running_of(self, model: ModelName) -> int:
-        """Leases out on the runners of one model."""
-
-    def slots(self, variant: Variant) -> int:
-        """Parallel places that a runner of the variant has, at least 1."""
 
     def has_free_slot(self, variant: Variant) -> bool:
         """Whether one more lease keeps within the runner's slots and the instance's cap."""
@@ -122,11 +102,16 @@ class InstanceView(Protocol):
         """Until when what is in its memory counts as in use (monotonic seconds): minus infinity where nothing
         is, as far as is known."""
 
+    def settled(self, now: float) -> bool:
+        """Whether nothing is the matter with it: no filter takes it out for a model that it has, and nothing
+        holds it back but slots. Where it is not so, filters are to be asked."""
+
+    def candidate(self, variant: Variant | None) -> Candidate:
+        """What scores of a request for the variant are made of, taken down now; without one what concerns no
+        runner."""
+
     def load_seconds(self, variant: Variant) -> float:
         """How long to load the variant is expected to take: as measured, else by its size."""
-
-    def sharing(self, model: ModelName) -> int:
-        """How many runners work on its devices, that of the model included whether it works or not."""
 
     @property
     def loading(self) -> Variant | None:
@@ -141,3 +126,6 @@ class FleetView(Protocol):
     """All instances, in the order of the configuration."""
 
     def instances(self) -> Sequence[InstanceView]: ...
+
+    def holding(self, model: ModelName) -> Sequence[InstanceView]:
+        """Those of them that hold the model."""

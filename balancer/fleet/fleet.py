@@ -19,6 +19,8 @@ from balancer.fleet.residency import Row
 from balancer.fleet.stores import learn_shared_stores
 
 Listener = Callable[[Instance], None]
+_HOLDING_LIMIT = 1000
+"""For so many models it is remembered who holds them: clients make up names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,8 @@ class Fleet:
 
     def __init__(self, instances: Iterable[Instance], *, clock: Clock | None = None) -> None:
         self._instances = {instance.id: instance for instance in instances}
+        self._all = tuple(self._instances.values())
+        self._holding: dict[ModelName, tuple[Instance, ...]] = {}
         self._clock = clock or SystemClock()
         self._on_change: list[Listener] = []
         self._on_down: list[Listener] = []
@@ -45,7 +49,17 @@ class Fleet:
 
     def instances(self) -> Sequence[Instance]:
         """All instances, usable or not."""
-        return tuple(self._instances.values())
+        return self._all
+
+    def holding(self, model: ModelName) -> Sequence[Instance]:
+        """Those of them that hold the model, usable or not; looked up once, until a list, or what may be
+        believed of one without lists, is another."""
+        found = self._holding.get(model)
+        if found is None:
+            if len(self._holding) >= _HOLDING_LIMIT:
+                self._holding.clear()
+            found = self._holding[model] = tuple([each for each in self._all if each.holds(model)])
+        return found
 
     def usable(self) -> Sequence[Instance]:
         """Those that answer."""
@@ -67,6 +81,8 @@ class Fleet:
         """From now on these and no others, in this order. One that is gone takes no new leases; those
         that it has run on. A new one under its name begins a later life."""
         before, self._instances = self._instances, {instance.id: instance for instance in instances}
+        self._all = tuple(self._instances.values())
+        self._holding.clear()
         for name, instance in before.items():
             if self._instances.get(name) is not instance:
                 self._past_lives[name] = instance.incarnation
@@ -103,6 +119,7 @@ class Fleet:
         was_down = instance.health.state is HealthState.DOWN
         came_up = instance.health.succeeded(now)
         if came_up:
+            self._holding.clear()
             if was_down and len(self.usable()) > 1:
                 instance.health.start_slowly(now)
             instance.incarnation += 1
@@ -117,6 +134,8 @@ class Fleet:
             return False
         before = (instance.unproven, instance.suspect)
         went_down = instance.health.failed(error, self._clock.monotonic(), refused=refused)
+        if went_down or before != (instance.unproven, instance.suspect):
+            self._holding.clear()
         if not went_down and before != (instance.unproven, instance.suspect):
             self._tell(self._on_change, instance)
         if went_down:
@@ -141,7 +160,11 @@ class Fleet:
         at: float,
     ) -> None:
         """Note what an instance lists; None for a list that could not be read now."""
+        before = instance.inventory
         news = instance.read_inventory(models=models, runners=runners, slots=slots, at=at)
+        after = instance.inventory
+        if after is not None and (before is None or before.models.keys() != after.models.keys()):
+            self._holding.clear()
         learn_shared_stores(self._instances.values())
         if news:
             self._tell(self._on_change, instance)

@@ -45,6 +45,9 @@ class Health:
         self.state = HealthState.UNKNOWN
         self.last_error: str | None = None
         self.held_until = float("-inf")
+        self.settled_from = float("inf")
+        """From when on nothing is to be noted of it: it is up, its newest probe went well, it is not spared
+        and uses all of its slots. Infinity where only a probe can bring that about."""
         self._failures = 0
         self._successes = 0
         self._back_at = self.slow_until = float("-inf")
@@ -65,6 +68,7 @@ class Health:
         """It is back among others, and takes up its work slot by slot."""
         self._back_at = now
         self.slow_until = now + self.policy.slow_start_seconds
+        self._settle()
 
     def slot_opens_at(self, taken: int, slots: int, now: float) -> float | None:
         """Until when a runner of so many slots, of which so many are taken, lends no other; None where it
@@ -84,9 +88,11 @@ class Health:
         self.last_error = None
         needed = self.policy.healthy_threshold if self.state is HealthState.DOWN else 1
         if self.state is HealthState.UP or self._successes < needed:
+            self._settle()
             return False
         self.state = HealthState.UP
         self.held_until = self._up_since = now + self._hold_seconds
+        self._settle()
         return True
 
     def failed(self, error: str, now: float, *, refused: bool) -> bool:
@@ -94,6 +100,7 @@ class Health:
         unknown until the threshold, which keeps it from being used all the same."""
         self._successes = 0
         self._failures += 1
+        self.settled_from = float("inf")
         self.last_error = error
         if self.state is HealthState.DOWN:
             return False
@@ -103,6 +110,10 @@ class Health:
             self._falls = 1 if steady else self._falls + 1
             return True
         return False
+
+    def _settle(self) -> None:
+        up = self.state is HealthState.UP and not self._failures
+        self.settled_from = max(self.held_until, self.slow_until) if up else float("inf")
 
     @property
     def _hold_seconds(self) -> float:

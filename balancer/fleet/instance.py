@@ -11,6 +11,7 @@ from enum import StrEnum
 
 from balancer.core.names import ModelName, is_cloud_name
 from balancer.core.plan import Runtime
+from balancer.core.scores import Candidate
 from balancer.core.serving import serves
 from balancer.core.ticket import InstanceId, Lease, Outcome, Ticket, Trial, Verdict
 from balancer.core.variant import Variant
@@ -21,7 +22,7 @@ from balancer.fleet.health import Health
 from balancer.fleet.judged import Judged
 from balancer.fleet.learned import Learned
 from balancer.fleet.no_room import NoRoom
-from balancer.fleet.residency import Inventory, Residency, Row, by_name
+from balancer.fleet.residency import Inventory, Residency, Row, by_name, only_embedding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +47,11 @@ class InstanceSpec:
     devices: tuple[str, ...] | None = None
     runtime: Runtime = Runtime.OLLAMA
 
+    @property
+    def own_store(self) -> str:
+        """The label of a store that belongs to it alone, as far as anyone knows."""
+        return f"own:{self.id}"
+
 
 class DrainedBy(StrEnum):
     """Who has drained an instance; each ends its own drain and nobody else's."""
@@ -65,12 +71,11 @@ class Instance(Judged):
     """The live record of one instance; satisfies `core.views.InstanceView`."""
 
     def __init__(self, spec: InstanceSpec, health: Health, breakers: Breakers) -> None:
-        super().__init__(health)
+        super().__init__(health, breakers)
         self.spec = spec
         self.id = spec.id
         self.is_ollama = spec.runtime is Runtime.OLLAMA
         """Whether models can be loaded, unloaded, pulled and changed there; for life."""
-        self.breakers = breakers
         self.residency = Residency()
         self.incarnation = 0
         self.version: str | None = None
@@ -98,10 +103,6 @@ class Instance(Judged):
         self.breakers.use(fresh.breakers.policy)
 
     @property
-    def weight(self) -> float:
-        return self.spec.weight
-
-    @property
     def spare(self) -> bool:
         return self.spec.spare_bytes is not None
 
@@ -116,7 +117,7 @@ class Instance(Judged):
     @property
     def store(self) -> str:
         """The label of its model store; one of its own where nothing says that it is shared."""
-        return self.spec.store or self.learned_store or own_store(self.id)
+        return self.spec.store or self.learned_store or self.spec.own_store
 
     @property
     def runtime(self) -> Runtime:
@@ -136,20 +137,13 @@ class Instance(Judged):
         """Whether the configuration does not reserve it for other models."""
         return not self.spec.models or model in self.spec.models
 
-    def _only_embeds(self, model: ModelName) -> bool:
-        row = self.inventory.models.get(model) if self.inventory is not None else None
-        able = row.get("capabilities") if row is not None else None
-        return isinstance(able, list) and "embedding" in able and "completion" not in able
-
     def small_enough(self, model: ModelName) -> bool:
         """Whether a spare one would take it, as far as its lists tell; any other takes all sizes."""
         return self.spec.spare_bytes is None or 0 < self.size_bytes(model) <= self.spec.spare_bytes
 
     def size_bytes(self, model: ModelName) -> int:
         """The size of the model's files, 0 where no list tells."""
-        row = self.inventory.models.get(model) if self.inventory is not None else None
-        size = row.get("size") if row is not None else None
-        return size if isinstance(size, int) and size > 0 else 0
+        return self.inventory.size_bytes(model) if self.inventory is not None else 0
 
     def resident(self, model: ModelName) -> bool:
         """Whether the newest list of runners names the model."""
@@ -163,9 +157,8 @@ class Instance(Judged):
 
     def generation_of(self, model: ModelName | None) -> int:
         """The life of the model's runner, 0 while none is known."""
-        if model is None or self.inventory is None or model not in self.inventory.runners:
-            return 0
-        return self.inventory.runners[model].generation
+        runner = self.inventory.runners.get(model) if model is not None and self.inventory else None
+        return runner.generation if runner is not None else 0
 
     def running_of(self, model: ModelName) -> int:
         return len(self._leased_at.get(model, ()))
@@ -173,7 +166,7 @@ class Instance(Judged):
     def slots_told(self, variant: Variant) -> int | None:
         """How many slots a runner of the variant has by what is configured, else by what was read of it; None
         where nothing tells. Source: Ollama v0.33 server/sched.go (models that only embed have one)."""
-        if self.is_ollama and self._only_embeds(variant.model):
+        if self.is_ollama and self.inventory is not None and variant.model in self.inventory.only_embed:
             return 1
         if self.spec.slots is not None:
             return self.spec.slots
@@ -190,7 +183,8 @@ class Instance(Judged):
         cap = self.spec.max_concurrent_requests
         if cap is not None and self.running + self.cooling >= cap:
             return False
-        return self._taken(variant) < self.slots(variant)
+        taken = self._taken(variant)
+        return not taken or taken < self.slots(variant)
 
     def slow_start_until(self, variant: Variant, now: float) -> float | None:
         if now >= self.health.slow_until:
@@ -198,13 +192,8 @@ class Instance(Judged):
         return self.health.slot_opens_at(self._taken(variant), self.slots(variant), now)
 
     def _taken(self, variant: Variant) -> int:
-        return self.running_of(variant.model) + self._cooling_of[variant.model]
-
-    def breaker_reopens_at(self, variant: Variant, now: float) -> float | None:
-        return self.breakers.reopens_at(variant, now)
-
-    def breaker_allows(self, variant: Variant, now: float) -> bool:
-        return self.breakers.allows(variant, now)
+        cooling = self._cooling_of[variant.model] if self.cooling else 0
+        return len(self._leased_at.get(variant.model, ())) + cooling
 
     def paused_until(self, now: float) -> float | None:
         return self._paused_until if now < self._paused_until else None
@@ -217,6 +206,38 @@ class Instance(Judged):
 
     def warm(self, variant: Variant) -> bool:
         return not self.is_ollama or self.residency.warm(variant, self.inventory)
+
+    def settled(self, now: float) -> bool:
+        return (
+            now >= self.health.settled_from
+            and now >= self._paused_until
+            and self.breakers.untroubled
+            and self.residency.settled
+            and self.ejection is None
+            and not self.drained
+            and not self.no_room.met
+            and self.is_ollama
+            and not self.spec.models
+            and self.spec.spare_bytes is None
+        )
+
+    def candidate(self, variant: Variant | None) -> Candidate:
+        if variant is None:
+            return Candidate(self.id, self.spec.weight, self.health_score, self.running)
+        model, warm = variant.model, self.warm(variant)
+        return Candidate(
+            self.id,
+            self.spec.weight,
+            self.health_score,
+            self.running,
+            len(self._leased_at.get(model, ())),
+            self.slots(variant),
+            warm,
+            0.0 if warm else self.load_seconds(variant),
+            self.sharing(model),
+            self.learned.rates(model),
+            self.learned.output_tokens(model),
+        )
 
     def pause(self, until: float) -> None:
         """Lend no slots until then: it has said that its own queue is full, or a load came to nothing."""
@@ -256,14 +277,14 @@ class Instance(Judged):
         return self.learned.cooling_seconds(ticket)
 
     def load_seconds(self, variant: Variant) -> float:
-        """How long to load the variant is expected to take."""
         return self.learned.load_seconds(variant.model, self.size_bytes(variant.model))
 
     def sharing(self, model: ModelName) -> int:
         """How many runners work on its devices, that of the model included whether it works or not. Those of
         other models and of neighbours count while the balancer has requests there."""
         others = len(self._leased_at) - (model in self._leased_at)
-        return 1 + others + sum(len(each._leased_at) for each in self.neighbours)
+        beside = sum(len(each._leased_at) for each in self.neighbours) if self.neighbours else 0
+        return 1 + others + beside
 
     def answered_at(self, model: ModelName) -> float:
         """When a request for it last ended well here, monotonic seconds; minus infinity where none did."""
@@ -373,10 +394,12 @@ class Instance(Judged):
         if models is None and before is None:
             return False
         known, runners_before = (before.runners, before.runners_at) if before else ({}, None)
+        listed = before.models if models is None and before else by_name(models or ())
         self.inventory = Inventory(
             read_at=at,
             runners_at=runners_before if runners is None else at,
-            models=before.models if models is None and before else by_name(models or ()),
+            models=listed,
+            only_embed=only_embedding(listed),
             runners=known if runners is None else self.residency.runners_of(runners, known, slots, at),
         )
         news = before is None or before.models != self.inventory.models or runners_before is None
@@ -388,8 +411,3 @@ class Instance(Judged):
             if before is None or before.models.get(model) != self.inventory.models.get(model):
                 self.breakers.forget(model)
         return news
-
-
-def own_store(instance: InstanceId) -> str:
-    """The label of a store that belongs to one instance alone, as far as anyone knows."""
-    return f"own:{instance}"

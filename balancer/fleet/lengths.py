@@ -14,6 +14,8 @@ class AnswerLengths:
     def __init__(self) -> None:
         self._counts = [0.0] * (len(_BOUNDS) + 1)
         self._sums = [0.0] * (len(_BOUNDS) + 1)
+        self.mean: float | None = None
+        """The length to expect of an answer, None before the first."""
 
     def learn(self, tokens: int) -> None:
         """An answer had so many tokens."""
@@ -23,11 +25,7 @@ class AnswerLengths:
         if sum(self._counts) > _REMEMBERED:
             self._counts = [each / 2 for each in self._counts]
             self._sums = [each / 2 for each in self._sums]
-
-    def mean(self) -> float | None:
-        """The length to expect of an answer, None before the first."""
-        answers = sum(self._counts)
-        return sum(self._sums) / answers if answers else None
+        self.mean = sum(self._sums) / sum(self._counts)
 
     def remaining(self, emitted: float) -> float | None:
         """How many tokens are still to come, on the average, of an answer that has so many: the mean residual
@@ -39,4 +37,4 @@ class AnswerLengths:
         tokens = longer * (emitted + high) / 2
         longer += sum(self._counts[own + 1 :])
         tokens += sum(self._sums[own + 1 :])
-        return tokens / longer - emitted if longer > 0 else self.mean()
+        return tokens / longer - emitted if longer > 0 else self.mean

@@ -31,20 +31,21 @@ class NoRoom:
     """Of one instance. Times are monotonic seconds."""
 
     def __init__(self) -> None:
-        self._met: dict[Variant, _Met] = {}
+        self.met: dict[Variant, _Met] = {}
+        """What is believed of each; what is not any more may be here until it is asked about."""
 
     def meet(self, variant: Variant, among: Sequence[Memory], now: float) -> None:
         """There was no room for it; these share the memory."""
-        self._met[variant] = _Met(now + _BELIEVED_SECONDS, tuple(among), _changes(among))
+        self.met[variant] = _Met(now + _BELIEVED_SECONDS, tuple(among), _changes(among))
 
     def until(self, variant: Variant, now: float) -> float | None:
         """Until when no load of it is worth a try, at the latest; None where one is."""
-        met = self._met.get(variant) if self._met else None
+        met = self.met.get(variant) if self.met else None
         if met is None:
             return None
         if now < met.until and met.seen == _changes(met.among):
             return met.until
-        del self._met[variant]
+        del self.met[variant]
         return None
 
 

@@ -181,7 +181,7 @@ class RateBook:
     def output_tokens(self, model: ModelName) -> float | None:
         """The length to expect of an answer of the model, None where none was seen."""
         lengths = self._lengths.get(model)
-        return lengths.mean() if lengths is not None else None
+        return lengths.mean if lengths is not None else None
 
     def remaining_tokens(self, model: ModelName, emitted: float) -> float | None:
         """How many tokens are to be expected still of an answer that has so many; None where none was

@@ -46,6 +46,14 @@ class Inventory:
     runners_at: float | None
     models: Mapping[ModelName, Row]
     runners: Mapping[ModelName, Runner]
+    only_embed: frozenset[ModelName] = frozenset()
+    """Models that do nothing else."""
+
+    def size_bytes(self, model: ModelName) -> int:
+        """The size of the model's files, 0 where the list does not tell."""
+        row = self.models.get(model)
+        size = row.get("size") if row is not None else None
+        return size if isinstance(size, int) and size > 0 else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +80,11 @@ class Residency:
         self._generations = 0
         self._lives: Counter[ModelName] = Counter()
 
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is being loaded, and nothing held back for a load."""
+        return self.loading is None and self._gate is None
+
     def life(self, model: ModelName) -> int:
         """A number that changes with each end of a runner of the model, and each load of it by the balancer,
         as long as the instance lives. A load that a request made shows only where a list tells."""
@@ -81,7 +94,13 @@ class Residency:
         """Whether a request for the variant needs no load. Where no list could be read, or the list is
         known not to tell, nothing is known, and the request itself will find out."""
         model = variant.model
-        if inventory is None or inventory.runners_at is None or is_cloud_name(model):
+        loaded = self._loaded.get(model)
+        if inventory is None or inventory.runners_at is None:
+            return True
+        settled = self.loading is None and not self._doubted and model in inventory.runners
+        if settled and (loaded.variant == variant if loaded is not None else not variant.options):
+            return True  # the most usual case, which is asked of every candidate
+        if is_cloud_name(model):
             return True
         if self.loading is not None and self.loading.model == model and self.loading != variant:
             return False  # as good as gone
@@ -90,7 +109,6 @@ class Residency:
         if inventory.runners_at < self._doubted.get(model, float("-inf")):
             return False
         runner = inventory.runners.get(model)
-        loaded = self._loaded.get(model)
         if loaded is not None and loaded.at > inventory.runners_at:
             return _matches(variant, loaded.variant, None)  # what the list tells is out of date
         if runner is None:
@@ -209,6 +227,15 @@ class Residency:
 def by_name(rows: Sequence[Row]) -> Mapping[ModelName, Row]:
     """Items of a list by their canonical names."""
     return {canonical_name(str(row["name"])): row for row in rows}
+
+
+def only_embedding(models: Mapping[ModelName, Row]) -> frozenset[ModelName]:
+    """Those that do nothing else, as far as their list tells."""
+    return frozenset(name for name, row in models.items() if _only_embeds(row.get("capabilities")))
+
+
+def _only_embeds(able: object) -> bool:
+    return isinstance(able, list) and "embedding" in able and "completion" not in able
 
 
 def _matches(variant: Variant, loaded: Variant, runner: Runner | None) -> bool:

@@ -7,7 +7,7 @@ look shared too; the `store` setting tells them apart.
 
 from collections.abc import Iterable
 
-from balancer.fleet.instance import Instance, own_store
+from balancer.fleet.instance import Instance
 
 
 def learn_shared_stores(instances: Iterable[Instance]) -> None:
@@ -22,7 +22,7 @@ def learn_shared_stores(instances: Iterable[Instance]) -> None:
             if "." not in modified:
                 continue
             first = seen.setdefault((name, str(row.get("digest", "")), modified), instance)
-            if first is not instance and instance.learned_store in {None, own_store(first.id)}:
+            if first is not instance and instance.learned_store in {None, first.spec.own_store}:
                 instance.learned_store = first.store
 
 

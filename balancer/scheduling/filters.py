@@ -7,12 +7,12 @@ function tells the first thing that it finds, and looks for what explains most f
 
 from dataclasses import dataclass
 
+from balancer.core.decision import MODEL_NOT_THERE
 from balancer.core.ticket import Ticket
 from balancer.core.views import InstanceView
 
 BREAKER_OPEN = "breaker open"
 FAILED_BEFORE = "failed this request before"
-MODEL_NOT_THERE = "model not there"
 NO_ROOM = "no room for a load"
 NO_SLOT = "no free slot"
 NOT_SERVED = "runtime does not serve this"
@@ -71,7 +71,7 @@ def why_held(ticket: Ticket, instance: InstanceView, now: float) -> Hold | None:
     if (gated := instance.gated_until(variant, now)) is not None:
         return Hold("held for a load", gated)
     if not instance.has_free_slot(variant):
-        return _SLOTS_TAKEN
+        return SLOTS_TAKEN
     if (slow_start := instance.slow_start_until(variant, now)) is not None:
         return Hold("slow start", slow_start)
     loading, no_room_until = instance.loading, instance.no_room_until(variant, now)
@@ -80,4 +80,4 @@ def why_held(ticket: Ticket, instance: InstanceView, now: float) -> Hold | None:
     return Hold("loading") if loading is not None else Hold(NO_ROOM, no_room_until)
 
 
-_SLOTS_TAKEN = Hold(NO_SLOT)
+SLOTS_TAKEN = Hold(NO_SLOT)

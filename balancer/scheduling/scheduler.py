@@ -6,34 +6,35 @@ configuration would get them all.
 """
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from random import Random
 
-from balancer.core.decision import Decision, Standing
-from balancer.core.ticket import InstanceId, Ticket
+from balancer.core.decision import Decision, Standing, Wait
+from balancer.core.scores import Scores
+from balancer.core.ticket import InstanceId, Ticket, TicketId
 from balancer.core.variant import Variant
 from balancer.core.views import FleetView, InstanceView
 from balancer.scheduling.filters import (
     BREAKER_OPEN,
     FAILED_BEFORE,
-    MODEL_NOT_THERE,
     NO_ROOM,
     NO_SLOT,
     NOT_SERVED,
+    SLOTS_TAKEN,
     why_held,
     why_out,
 )
 from balancer.scheduling.outliers import without_outliers
-from balancer.scheduling.strategies import STRATEGIES, Reckoning, Shelf, Terms
+from balancer.scheduling.strategies import STRATEGIES, Reckoning, Scored, Shelf
 
 PATIENCE_SECONDS = 1.0
 """So long a request waits for the load that its strategy began, before it goes where none is needed."""
 WINDOW = 8
 """So many of those that wait for the same are looked at for who makes most of a slot."""
-_SCORES = 256
-"""No more pairs of a ticket and an instance are scored for one decision."""
-_TIE = 1.05
-"""Costs in seconds are estimates, so what is within this factor of the best is as good as that."""
+PAIRS = 256
+"""No more pairs of a ticket and an instance are scored at once, but for the first ticket."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +47,9 @@ class LoadBegun:
 
 @dataclass(slots=True)
 class _Field:
-    """Who there is for a ticket: all, those that could serve it, those of them that are free to, those that
-    only lack a slot, and those where something is being loaded. `filtered` tells why others are not free,
-    `ends` when that may be over."""
+    """Who there is for a ticket: all that have the model, those that could serve it, those of them that are
+    free to, those that only lack a slot, and those where something is being loaded. `filtered` tells why
+    others are not free, `ends` when that may be over."""
 
     instances: Sequence[InstanceView]
     able: list[InstanceView]
@@ -60,6 +61,20 @@ class _Field:
     for_room: bool
 
 
+@dataclass(slots=True)
+class _Choice:
+    """Where a ticket goes, None where it waits; `scores` are its own. `ends` are when those that are better
+    off waiting look again."""
+
+    ticket: Ticket
+    chosen: InstanceView | None = None
+    scores: Scores | None = None
+    wait: Wait | None = None
+    ends: list[float] = dataclass_field(default_factory=list)
+    window: Sequence[tuple[TicketId, float]] = ()
+    pairs: int = 0
+
+
 class Scheduler:
     """Decides by a strategy of that name. Raises KeyError for a name that is not on the shelf."""
 
@@ -67,6 +82,8 @@ class Scheduler:
         self._fleet = fleet
         self._random = random
         self._shelf = shelf
+        self._instances: Sequence[InstanceView] = ()
+        self._instance_ids: Sequence[InstanceId] = ()
         self._take(strategy)
 
     def use(self, strategy: str) -> None:
@@ -91,103 +108,141 @@ class Scheduler:
         *,
         begun: LoadBegun | None = None,
         behind: Sequence[Ticket] = (),
+        most_pairs: int = PAIRS,
     ) -> Decision:
         """The decision at `now` (monotonic seconds). Where it says PICKED or LOAD the caller must take
         the slot, or begin the load, before anything else can happen; the strategy has counted the pick.
 
         `begun` is the load that was begun for this ticket. For a moment it waits for that alone, so that
         a strategy's order holds; then it goes wherever the variant is resident, too. `behind` are others
-        that whatever takes the ticket would take: the decision may be for one of them instead.
+        that whatever takes the ticket would take: the decision may be for one of them instead, as far as
+        there are no more than `most_pairs` of a ticket and an instance to score.
         """
         field = self._field(ticket, now, begun)
-        terms: dict[InstanceId, Terms] = {}
-        chosen, wake_at = None, field.ends
-        for candidate in self._in_order(ticket, behind, field.free):
-            chosen, until = self._pick(candidate, field, terms, begun, now)
-            if chosen is not None:
-                ticket = candidate
-                break
-            assert until is not None
-            wake_at.append(until)
+        loaded_for_it = [each for each in field.free if begun is not None and each.id == begun.instance]
+        if loaded_for_it:
+            choice = _Choice(ticket, loaded_for_it[0])  # the strategy has counted it when the load began
+        else:
+            choice = self._choice([ticket, *behind], field, most_pairs, now)
+        chosen = choice.chosen
         if chosen is not None:
+            ticket = choice.ticket
             warm = ticket.variant is None or not ticket.needs_slot or chosen.warm(ticket.variant)
             standing = Standing.PICKED if warm else Standing.LOAD
             wake_at = [] if warm else [now + PATIENCE_SECONDS]
         else:
-            standing = Standing.BUSY if field.able else _dead_end(field)
-            wake_at += _ends_of_waiting(ticket, field, begun, now)
+            standing = Standing.BUSY if field.able else self._dead_end(ticket, field)
+            wake_at = [*field.ends, *choice.ends, *_ends_of_waiting(ticket, field, begun, now)]
         return Decision(
             ticket=ticket,
             at=now,
             strategy=self._name,
             standing=standing,
             picked=chosen.id if chosen is not None else None,
-            instances=tuple([each.id for each in field.instances]),
+            instances=self._ids(),
+            looked_at=[each.id for each in field.instances],
             filtered=field.filtered,
-            terms=terms,
+            scores=choice.scores,
             next_wake_at=min(wake_at, default=None),
             waits_for_room=field.for_room,
-            by_choice=chosen is None and bool(field.free),
+            wait=choice.wait,
+            window=choice.window,
+            pairs=choice.pairs,
         )
 
-    def _field(self, ticket: Ticket, now: float, begun: LoadBegun | None) -> _Field:
+    def _ids(self) -> Sequence[InstanceId]:
+        """Those of all instances, made once for all decisions over the same."""
         instances = self._fleet.instances()
-        filtered: dict[InstanceId, str] = {}
-        able: list[InstanceView] = []
-        for each in instances:
-            reason = why_out(ticket, each, now)
-            if reason is None:
-                able.append(each)
-            else:
-                filtered[each.id] = reason
-        able = _preferred(ticket, able, filtered, now)
-        field = _Field(instances, able, [], [], [], filtered, [], for_room=False)
-        _sort_out(ticket, field, now)
+        if instances is not self._instances:
+            self._instances, self._instance_ids = instances, tuple([each.id for each in instances])
+        return self._instance_ids
+
+    def _field(self, ticket: Ticket, now: float, begun: LoadBegun | None) -> _Field:
+        """What is not settled is asked why at length; in the way of others nothing can stand but slots."""
+        model = ticket.variant.model if ticket.variant is not None else None
+        instances = self._fleet.instances() if model is None else self._fleet.holding(model)
+        odd = {each.id for each in instances if not each.settled(now)} | ticket.excluded
+        field = _Field(instances, list(instances), [], [], [], {}, [], for_room=False)
+        if odd:
+            field.able = _able(ticket, instances, odd, field.filtered, now)
+        _sort_out(ticket, field, odd, now)
         variant = ticket.variant if ticket.needs_slot else None
-        if variant is not None:
-            field.loading = [each for each in able if each.loading is not None]
+        if variant is not None and (odd or begun is not None):
+            field.loading = [each for each in field.able if each.loading is not None]
             if field.loading or begun is not None:
                 _without_second_load(variant, begun, field, now)
         return field
 
-    def _in_order(
-        self, ticket: Ticket, behind: Sequence[Ticket], free: Sequence[InstanceView]
-    ) -> Sequence[Ticket]:
-        """Who may go, the first first."""
+    def _choice(self, tickets: Sequence[Ticket], field: _Field, most_pairs: int, now: float) -> _Choice:
+        """Who goes where: the first in order who is not better off waiting."""
+        first, free = tickets[0], field.free
         if not free:
-            return ()
-        offered = [ticket, *behind[: max(0, _SCORES // len(free) - 1)]]
-        return (
-            offered if len(offered) < 2 or self._reckoning is None else self._reckoning.order(offered, free)
-        )
+            return _Choice(first)
+        variant = first.variant if first.needs_slot else None
+        candidates = [each.candidate(variant) for each in free]
+        offered = tickets[: max(1, most_pairs // len(free))] if self._reckoning is not None else tickets[:1]
+        scored: Sequence[Scored] = [(each, self._strategy.score(each, candidates)) for each in offered]
+        choice = _Choice(first, pairs=len(offered) * len(free))
+        if len(offered) > 1 and self._reckoning is not None:
+            ordered = self._reckoning.order(scored)
+            scored = [each for _, each in ordered]
+            choice.window = [(each.id, cost) for cost, (each, _) in ordered]
+        for ticket, scores in scored:
+            chosen, wait = self._pick(ticket, scores, field, now)
+            if wait is None:
+                choice.ticket, choice.chosen, choice.scores, choice.wait = ticket, chosen, scores, None
+                break
+            choice.ends.append(wait.until)
+            if ticket is first:
+                choice.scores, choice.wait = scores, wait
+        return choice
 
     def _pick(
-        self,
-        ticket: Ticket,
-        field: _Field,
-        terms: dict[InstanceId, Terms],
-        begun: LoadBegun | None,
-        now: float,
-    ) -> tuple[InstanceView, None] | tuple[None, float]:
-        """Where the ticket goes, or until when it is better off waiting."""
-        free = field.free
-        loaded_for_it = next((each for each in free if each.id == begun.instance), None) if begun else None
-        if loaded_for_it is not None:
-            return loaded_for_it, None  # the strategy has counted it when the load began
-        scores: list[float] = []
-        for instance, of_it in zip(free, self._strategy.score(ticket, free), strict=True):
-            scores.append(sum(of_it.values()))
-            terms[instance.id] = of_it
-        best = min(scores)
-        tie = best if self._reckoning is None else best * _TIE
-        ties = [each for each, score in zip(free, scores, strict=True) if score <= tie]
-        chosen = ties[0] if len(ties) == 1 else self._random.choice(ties)
+        self, ticket: Ticket, scores: Scores, field: _Field, now: float
+    ) -> tuple[InstanceView, Wait | None]:
+        """Where the ticket goes, or would go if it were not better off waiting."""
+        ties = scores.best()
+        index = ties[0] if len(ties) == 1 else self._random.choice(ties)
+        chosen = field.free[index]
         if field.busy and self._reckoning is not None:
-            until = self._reckoning.waits_until(ticket, chosen, best, field.busy, now)
-            if until is not None:
-                return None, until
-        self._strategy.picked(chosen, free)
+            wait = self._reckoning.waits_until(ticket, chosen, min(scores.values), field.busy, now)
+            if wait is not None:
+                return chosen, wait
+        self._strategy.picked(scores.candidates[index], scores.candidates)
         return chosen, None
+
+    def _dead_end(self, ticket: Ticket, field: _Field) -> Standing:
+        """Why no instance is able, when waiting for a slot will not help. That a model is nowhere can only
+        be said while some instance is there to ask."""
+        reasons = set(field.filtered.values())
+        if not field.instances and ticket.variant is not None:
+            there = any(each.usable for each in self._fleet.instances())
+            return Standing.UNKNOWN_MODEL if there else Standing.NO_INSTANCE
+        if reasons == {NOT_SERVED}:
+            return Standing.UNSERVED
+        if FAILED_BEFORE in reasons:
+            return Standing.EXHAUSTED
+        if BREAKER_OPEN in reasons:
+            return Standing.HELD_BACK
+        return Standing.NO_INSTANCE
+
+
+def _able(
+    ticket: Ticket,
+    instances: Sequence[InstanceView],
+    odd: AbstractSet[InstanceId],
+    filtered: dict[InstanceId, str],
+    now: float,
+) -> list[InstanceView]:
+    """Those that could serve the ticket, as it is preferred."""
+    able: list[InstanceView] = []
+    for each in instances:
+        reason = why_out(ticket, each, now) if each.id in odd else None
+        if reason is None:
+            able.append(each)
+        else:
+            filtered[each.id] = reason
+    return _preferred(ticket, able, filtered, now)
 
 
 def _preferred(
@@ -207,12 +262,16 @@ def _preferred(
     return _narrow(able, meant, "meant for other models", filtered)
 
 
-def _sort_out(ticket: Ticket, field: _Field, now: float) -> None:
+def _sort_out(ticket: Ticket, field: _Field, odd: AbstractSet[InstanceId], now: float) -> None:
     """Part those that are free from those that something holds; suspects and spare ones count as free where
     no other is."""
+    variant = ticket.variant if ticket.needs_slot else None
     free: list[InstanceView] = []
     for instance in field.able:
-        hold = why_held(ticket, instance, now)
+        if odd and instance.id in odd:
+            hold = why_held(ticket, instance, now)
+        else:
+            hold = None if variant is None or instance.has_free_slot(variant) else SLOTS_TAKEN
         if hold is None:
             free.append(instance)
             continue
@@ -223,7 +282,7 @@ def _sort_out(ticket: Ticket, field: _Field, now: float) -> None:
             field.busy.append(instance)
         elif hold.reason == NO_ROOM:
             field.for_room = True
-    if len(free) > 1:
+    if odd and len(free) > 1:
         free = _narrow(free, _trusted(ticket, free), "newest probe failed", field.filtered)
         free = _narrow(free, [each for each in free if not each.spare], "spare", field.filtered)
     field.free = free
@@ -283,18 +342,3 @@ def _ends_of_waiting(ticket: Ticket, field: _Field, begun: LoadBegun | None, now
         ends += [each.held_until for each in field.instances if each.held_until > now]
         ends += [begun.alone_until] if begun is not None and begun.alone_until > now else []
     return ends
-
-
-def _dead_end(field: _Field) -> Standing:
-    """Why no instance is able, when waiting for a slot will not help. That a model is nowhere can only
-    be said while some instance is there to ask."""
-    reasons = set(field.filtered.values())
-    if reasons == {MODEL_NOT_THERE} and any(each.usable for each in field.instances):
-        return Standing.UNKNOWN_MODEL
-    if NOT_SERVED in reasons and reasons <= {NOT_SERVED, MODEL_NOT_THERE}:
-        return Standing.UNSERVED
-    if FAILED_BEFORE in reasons:
-        return Standing.EXHAUSTED
-    if BREAKER_OPEN in reasons:
-        return Standing.HELD_BACK
-    return Standing.NO_INSTANCE

@@ -82,8 +82,8 @@ def decision(name: str) -> Decision:
         standing=Standing.PICKED,
         picked=InstanceId("a"),
         instances=(),
+        looked_at=(),
         filtered={},
-        terms={},
     )
 
 
@@ -138,8 +138,8 @@ def test_every_decision_for_a_request_is_told_in_order() -> None:
         standing=Standing.EXHAUSTED,
         picked=None,
         instances=(),
+        looked_at=(),
         filtered={},
-        terms={},
     )
     books.ledger.decided(first)
     books.ledger.decided(second)

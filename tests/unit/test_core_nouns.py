@@ -7,6 +7,7 @@ import pytest
 from balancer.core.decision import Decision, Standing
 from balancer.core.names import canonical_name
 from balancer.core.operation import Dialect, Kind, Operation, Wire
+from balancer.core.scores import Asked, Candidate, told
 from balancer.core.ticket import InstanceId
 from balancer.core.variant import RUNNER_OPTIONS, Variant
 from tests.unit.unit_support import ticket
@@ -91,9 +92,14 @@ def decision(standing: Standing = Standing.PICKED, attempt: int = 1) -> Decision
         strategy="round_robin",
         standing=standing,
         picked=InstanceId("a") if standing is Standing.PICKED else None,
-        instances=tuple(map(InstanceId, "abc")),
+        instances=tuple(map(InstanceId, "abcd")),
+        looked_at=tuple(map(InstanceId, "abc")),
         filtered={InstanceId("b"): "drained"},
-        terms={InstanceId("a"): {"load": 1.0, "wait": 0.5}, InstanceId("c"): {"load": 2.0}},
+        scores=told(
+            Asked(0, needs_slot=False),
+            [Candidate(InstanceId("a"), running=1), Candidate(InstanceId("c"), weight=2.0)],
+            [{"load": 1.0, "wait": 0.5}, {"load": 2.0, "wait": 0.0}],
+        ),
     )
 
 
@@ -103,22 +109,39 @@ def test_a_decision_explains_filters_scores_and_terms_as_json() -> None:
     assert told == {
         "request": "r-1",
         "model": "m:latest",
+        "prompt_tokens": None,
+        "needs_slot": True,
         "attempt": 1,
         "waited_seconds": 0.25,
         "strategy": "round_robin",
         "standing": "picked",
         "picked": "a",
-        "reason": "round_robin: best of 2 free of 3",
+        "reason": "round_robin: lowest score of 2",
+        "waiting": None,
+        "window": [],
         "considered": [
-            {"instance": "a", "filtered": None, "score": 1.5, "terms": {"load": 1.0, "wait": 0.5}},
-            {"instance": "b", "filtered": "drained", "score": None, "terms": {}},
-            {"instance": "c", "filtered": None, "score": 2.0, "terms": {"load": 2.0}},
+            {
+                "instance": "a",
+                "filtered": None,
+                "score": 1.5,
+                "terms": {"load": 1.0, "wait": 0.5},
+                "facts": {"weight": 1.0, "health": 1.0, "running": 1},
+            },
+            {"instance": "b", "filtered": "drained", "score": None, "terms": {}, "facts": {}},
+            {
+                "instance": "c",
+                "filtered": None,
+                "score": 2.0,
+                "terms": {"load": 2.0, "wait": 0.0},
+                "facts": {"weight": 2.0, "health": 1.0, "running": 0},
+            },
+            {"instance": "d", "filtered": "model not there", "score": None, "terms": {}, "facts": {}},
         ],
     }
 
 
 def test_a_reason_names_the_try_and_no_instance() -> None:
-    assert decision(attempt=3).reason == "round_robin: best of 2 free of 3, try 3"
+    assert decision(attempt=3).reason == "round_robin: lowest score of 2; try 3"
 
 
 @pytest.mark.parametrize("standing", sorted(set(Standing) - {Standing.PICKED, Standing.LOAD}))

@@ -3,9 +3,11 @@
 import asyncio
 from collections.abc import Sequence
 
+from balancer.core.decision import Wait
+from balancer.core.scores import Asked, Candidate, Scores, told
 from balancer.core.ticket import InstanceId, Ticket
 from balancer.core.views import InstanceView
-from balancer.scheduling.strategies import Reckoning, Terms
+from balancer.scheduling.strategies import Reckoning, Scored
 from tests.unit.unit_support import (
     OK,
     FakeClock,
@@ -26,21 +28,21 @@ PATIENCE_SECONDS = 5.0
 class Choosy:
     """Waits for instance `b` where that is busy, if the session says so; the last to come goes first."""
 
-    def score(self, ticket: Ticket, candidates: Sequence[InstanceView]) -> Sequence[Terms]:
-        return [{"cost": float(each.id != "b")} for each in candidates]
+    def score(self, ticket: Ticket, candidates: Sequence[Candidate]) -> Scores:
+        return told(Asked.by(ticket), candidates, [{"cost": float(each.id != "b")} for each in candidates])
 
-    def picked(self, chosen: InstanceView, candidates: Sequence[InstanceView]) -> None:
+    def picked(self, chosen: Candidate, candidates: Sequence[Candidate]) -> None:
         pass
 
-    def order(self, tickets: Sequence[Ticket], free: Sequence[InstanceView]) -> Sequence[Ticket]:
-        return sorted(tickets, key=lambda each: -each.arrival)
+    def order(self, scored: Sequence[Scored]) -> Sequence[tuple[float, Scored]]:
+        return sorted(((-float(each[0].arrival), each) for each in scored), key=lambda ranked: ranked[0])
 
     def waits_until(
         self, ticket: Ticket, chosen: InstanceView, cost: float, busy: Sequence[InstanceView], now: float
-    ) -> float | None:
+    ) -> Wait | None:
         until = ticket.queued_at + PATIENCE_SECONDS
         wants = ticket.session == "waits" and any(each.id == "b" for each in busy)
-        return until if wants and until > now else None
+        return Wait(until, "b", chosen.id) if wants and until > now else None
 
 
 def choosy(clock: FakeClock | LoopClock) -> House:

@@ -15,12 +15,12 @@ def learned(*lengths: int) -> AnswerLengths:
 
 
 def test_nothing_is_expected_before_the_first_answer() -> None:
-    assert AnswerLengths().mean() is None
+    assert AnswerLengths().mean is None
     assert AnswerLengths().remaining(10) is None
 
 
 def test_the_mean_is_that_of_the_lengths() -> None:
-    assert learned(10, 20, 600).mean() == pytest.approx(210)
+    assert learned(10, 20, 600).mean == pytest.approx(210)
 
 
 def test_an_answer_that_has_just_begun_has_the_mean_length_before_it() -> None:
@@ -54,4 +54,4 @@ def test_what_remains_is_the_mean_of_those_that_were_longer(emitted: int) -> Non
 
 
 def test_what_was_long_ago_fades() -> None:
-    assert learned(*[1000] * 900, *[10] * 5000).mean() == pytest.approx(10, rel=0.5)
+    assert learned(*[1000] * 900, *[10] * 5000).mean == pytest.approx(10, rel=0.5)

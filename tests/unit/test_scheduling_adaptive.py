@@ -16,7 +16,7 @@ from balancer.core.ticket import ClientId, InstanceId, Prefix, Ticket
 from balancer.core.variant import Variant
 from balancer.scheduling.adaptive import Adaptive
 from balancer.scheduling.scheduler import Scheduler
-from tests.unit.unit_support import FakeFleet, FakeView, ticket, view
+from tests.unit.unit_support import FakeFleet, FakeView, seen, ticket, view
 
 NOW = 1000.0
 RATES = Rates(prefill_tokens_per_second=1000.0, decode_tokens_per_second=100.0, slowdown=0.1)
@@ -59,13 +59,13 @@ def asking(name: str = "t", tokens: int = 1000, **facts: Any) -> Ticket:
 
 
 def costs(it: Adaptive, asked: Ticket, *views: FakeView) -> list[float]:
-    return [sum(terms.values()) for terms in it.score(asked, views)]
+    return [sum(terms.values()) for terms in it.score(asked, seen(views, asked))]
 
 
 def test_a_cost_is_told_in_seconds_term_by_term() -> None:
     busy = there("a", running=2, others_at_work=1, health_score=math.exp(-1))
 
-    (terms,) = Adaptive(Cached(a=400)).score(asking(), [busy])
+    (terms,) = Adaptive(Cached(a=400)).score(asking(), seen([busy]))
 
     assert terms == pytest.approx(
         {
@@ -88,7 +88,7 @@ def test_it_goes_where_most_of_the_prompt_is_cached_unless_too_much_runs_there()
 
 
 def test_what_is_cached_counts_for_nothing_where_the_variant_must_be_loaded() -> None:
-    (terms,) = Adaptive(Cached(a=900)).score(asking(), [there("a", resident=False, load=7.0)])
+    (terms,) = Adaptive(Cached(a=900)).score(asking(), seen([there("a", resident=False, load=7.0)]))
 
     assert (terms["load"], terms["prefill"]) == (7.0, 1.0)
 
@@ -97,7 +97,7 @@ def test_before_anything_was_measured_new_tokens_by_batch_stand_in() -> None:
     new = Known(rates=None)
     it = Adaptive(Cached(a=500))
 
-    one, two = it.score(asking(), [there("a", known=new, running=3), there("b", known=new)])
+    one, two = it.score(asking(), seen([there("a", known=new, running=3), there("b", known=new)]))
 
     assert one == {"load": 0.0, "new_tokens_by_batch": 564 * 4 / 2000, "risk": 0.0}
     assert two == {"load": 0.0, "new_tokens_by_batch": 1064 / 2000, "risk": 0.0}
@@ -136,14 +136,20 @@ def test_who_costs_least_goes_first_until_another_of_the_client_came_long_before
     late, others = asking("late", 100, queued_at=NOW + 60), asking("others", 100, queued_at=NOW + 60)
     others = msgspec.structs.replace(others, client=ClientId("another"))
 
-    assert [each.id for each in it.order([long, short], free)] == ["short", "long"]
-    assert [each.id for each in it.order([long, late], free)] == ["long", "late"]
-    assert [each.id for each in it.order([long, others], free)] == ["others", "long"]
+    def order(*asked: Ticket) -> list[str]:
+        scored = [(each, it.score(each, seen(free))) for each in asked]
+        return [each.id for _, (each, _) in it.order(scored)]
+
+    assert order(long, short) == ["short", "long"]
+    assert order(long, late) == ["long", "late"]
+    assert order(long, others) == ["others", "long"]
 
 
 def waits(it: Adaptive, asked: Ticket, chosen: FakeView, *busy: FakeView, now: float = NOW) -> float | None:
     (cost,) = costs(it, asked, chosen)
-    return it.waits_until(asked, chosen, cost, busy, now)
+    wait = it.waits_until(asked, chosen, cost, busy, now)
+    assert wait is None or wait.instead_of == chosen.id
+    return None if wait is None else wait.until
 
 
 def test_it_waits_for_a_slot_where_its_prompt_is_cached_for_as_long_as_that_is_worth() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from balancer.scheduling.strategies import STRATEGIES, PowerOfTwo, RandomChoice
 from balancer.settings import Strategy
-from tests.unit.unit_support import FakeView, ticket, view
+from tests.unit.unit_support import FakeView, seen, ticket, view
 
 T = ticket()
 
@@ -21,9 +21,9 @@ def picks(name: str, views: list[FakeView], count: int, *, seed: int = 7, settle
     strategy = STRATEGIES[name](Random(seed))
     chosen = []
     for _ in range(count):
-        scores = [sum(terms.values()) for terms in strategy.score(T, views)]
+        scores = [sum(terms.values()) for terms in strategy.score(T, seen(views))]
         best = views[scores.index(min(scores))]
-        strategy.picked(best, views)
+        strategy.picked(*seen([best]), seen(views))
         chosen.append(str(best.id))
     return chosen
 
@@ -69,7 +69,7 @@ def test_smooth_round_robin_tells_weight_and_health() -> None:
     strategy = STRATEGIES["weighted_round_robin"](Random(1))
     ill = view("a", weight=4, health_score=0.75)
 
-    assert [dict(terms) for terms in strategy.score(T, [ill])] == [
+    assert [dict(terms) for terms in strategy.score(T, seen([ill]))] == [
         {"credit": 0.0, "weight": -4, "ill_health": 1.0}
     ]
 
@@ -80,9 +80,9 @@ def test_smooth_round_robin_follows_health_as_it_changes() -> None:
     turns: list[str] = []
     for turn in range(60):
         a.health_score = 0.25 if 20 <= turn < 40 else 1.0
-        scores = [sum(terms.values()) for terms in strategy.score(T, [a, b])]
+        scores = [sum(terms.values()) for terms in strategy.score(T, seen([a, b]))]
         chosen = [a, b][scores.index(min(scores))]
-        strategy.picked(chosen, [a, b])
+        strategy.picked(*seen([chosen]), seen([a, b]))
         turns.append(chosen.id)
 
     assert [turns[begin : begin + 20].count("a") for begin in (0, 20, 40)] == [10, 4, 10]
@@ -92,13 +92,13 @@ def test_an_instance_that_was_away_does_not_make_up_for_it_in_a_burst() -> None:
     strategy = STRATEGIES["weighted_round_robin"](Random(1))
     a, b = view("a"), view("b")
     for _ in range(50):
-        strategy.picked(a, [a])
+        strategy.picked(*seen([a]), seen([a]))
 
     turns = []
     for _ in range(4):
-        scores = [sum(terms.values()) for terms in strategy.score(T, [a, b])]
+        scores = [sum(terms.values()) for terms in strategy.score(T, seen([a, b]))]
         chosen = [a, b][scores.index(min(scores))]
-        strategy.picked(chosen, [a, b])
+        strategy.picked(*seen([chosen]), seen([a, b]))
         turns.append(chosen.id)
 
     assert turns == ["a", "b", "a", "b"]
@@ -107,7 +107,9 @@ def test_an_instance_that_was_away_does_not_make_up_for_it_in_a_burst() -> None:
 def test_least_connections_counts_per_unit_of_weight() -> None:
     views = [view("a", running=4, weight=4), view("b", running=2, weight=1), view("c", running=3, weight=2)]
 
-    scores = [sum(terms.values()) for terms in STRATEGIES["least_connections"](Random(1)).score(T, views)]
+    scores = [
+        sum(terms.values()) for terms in STRATEGIES["least_connections"](Random(1)).score(T, seen(views))
+    ]
 
     assert scores == [1.0, 2.0, 1.5]
 
@@ -116,7 +118,7 @@ def test_least_connections_fills_by_weight() -> None:
     views = [view("a", weight=3), view("b", weight=1)]
     strategy = STRATEGIES["least_connections"](Random(1))
     for _ in range(80):
-        scores = [sum(terms.values()) for terms in strategy.score(T, views)]
+        scores = [sum(terms.values()) for terms in strategy.score(T, seen(views))]
         views[scores.index(min(scores))].running += 1
 
     assert [each.running for each in views] == [60, 20]
@@ -138,9 +140,9 @@ def test_round_robin_is_fair_while_candidates_come_and_go(rounds: list[set[int]]
 
     for present in rounds:
         candidates = [views[number] for number in sorted(present)]
-        scores = [sum(terms.values()) for terms in strategy.score(T, candidates)]
+        scores = [sum(terms.values()) for terms in strategy.score(T, seen(candidates))]
         chosen = candidates[scores.index(min(scores))]
-        strategy.picked(chosen, candidates)
+        strategy.picked(*seen([chosen]), seen(candidates))
         passed_over[int(chosen.id)] = 0
         for number in present - {int(chosen.id)}:
             passed_over[number] += 1
@@ -202,11 +204,11 @@ def test_another_seed_gives_another_sequence(kind: type) -> None:
 def test_scoring_changes_nothing_that_a_strategy_remembers(name: str) -> None:
     strategy = STRATEGIES[name](Random(1))
     views = [view("a", weight=2), view("b"), view("c")]
-    strategy.picked(views[0], views)
+    strategy.picked(*seen([views[0]]), seen(views))
     remembered = {key: deepcopy(value) for key, value in vars(strategy).items() if key != "_random"}
 
     for _ in range(5):
-        strategy.score(T, views)
+        strategy.score(T, seen(views))
 
     assert remembered == {key: value for key, value in vars(strategy).items() if key != "_random"}
 
@@ -216,7 +218,7 @@ def test_scoring_changes_nothing_that_a_strategy_remembers(name: str) -> None:
 def test_every_candidate_gets_terms_that_can_be_told_in_json(name: str, count: int) -> None:
     views = [view(str(number), running=number) for number in range(count)]
 
-    scores = STRATEGIES[name](Random(1)).score(T, views)
+    scores = STRATEGIES[name](Random(1)).score(T, seen(views))
 
     assert count == len(scores)
     assert all(terms for terms in scores)

@@ -7,11 +7,11 @@ import pytest
 
 from balancer.core.decision import Decision
 from balancer.core.names import ModelName, canonical_name
+from balancer.core.scores import Terms
 from balancer.core.ticket import InstanceId, Ticket
 from balancer.scheduling.scheduler import Scheduler
-from balancer.scheduling.strategies import Terms
 from balancer.simulator.virtual.clairvoyant import HORIZON_SECONDS, Clairvoyant, Outlook
-from tests.unit.unit_support import FakeFleet, ticket, view
+from tests.unit.unit_support import FakeFleet, seen, ticket, view
 
 X, Y = canonical_name("x"), canonical_name("y")
 
@@ -35,12 +35,12 @@ class HandMade:
 
 
 def terms(outlook: Outlook, arrivals: Mapping[ModelName, Sequence[float]] | None = None) -> Terms:
-    return Clairvoyant(HandMade({"a": outlook}, arrivals)).score(ticket(), [view("a")])[0]
+    return Clairvoyant(HandMade({"a": outlook}, arrivals)).score(ticket(), seen([view("a")]))[0]
 
 
 def best(arrivals: Mapping[ModelName, Sequence[float]] | None = None, **outlooks: Outlook) -> str:
     strategy = Clairvoyant(HandMade(outlooks, arrivals))
-    found = strategy.score(ticket(), [view(name) for name in outlooks])
+    found = strategy.score(ticket(), seen(view(name) for name in outlooks))
     return min(zip(outlooks, found, strict=True), key=lambda pair: sum(pair[1].values()))[0]
 
 

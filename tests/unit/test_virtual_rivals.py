@@ -17,7 +17,7 @@ from balancer.scheduling.strategies import STRATEGIES, Strategy
 from balancer.simulator.virtual.prefix_tree import Prefix, PrefixTree
 from balancer.simulator.virtual.rivals import RIVALS, Learner, PeakEwma
 from balancer.simulator.virtual.work import Observation
-from tests.unit.unit_support import FakeView, ticket, view
+from tests.unit.unit_support import FakeView, seen, ticket, view
 
 RIVAL_NAMES = sorted(RIVALS)
 
@@ -32,7 +32,7 @@ def asking(*texts: str, tokens: int = 100, **facts: object) -> Ticket:
 
 
 def scores(strategy: Strategy, request: Ticket, views: list[FakeView]) -> dict[str, float]:
-    terms = strategy.score(request, views)
+    terms = strategy.score(request, seen(views, request))
     return {str(each.id): sum(found.values()) for each, found in zip(views, terms, strict=True)}
 
 
@@ -42,8 +42,8 @@ def preferred(strategy: Strategy, request: Ticket, views: list[FakeView]) -> set
 
 
 def send(strategy: Strategy, request: Ticket, views: list[FakeView], where: str) -> None:
-    strategy.score(request, views)
-    strategy.picked(next(each for each in views if each.id == where), views)
+    strategy.score(request, seen(views, request))
+    strategy.picked(*seen([next(each for each in views if each.id == where)], request), seen(views, request))
 
 
 def answered(instance: str, first_byte_seconds: float, at: float) -> Observation:
@@ -89,8 +89,8 @@ def test_every_candidate_gets_terms_that_can_be_told_in_json(name: str, count: i
     views = [view(str(number), running=number, resident=number % 2 == 0) for number in range(count)]
     strategy = RIVALS[name](Random(1))
 
-    found = strategy.score(request_, views)
-    strategy.picked(views[0], views)
+    found = strategy.score(request_, seen(views, request_))
+    strategy.picked(*seen(views[:1], request_), seen(views, request_))
 
     assert count == len(found)
     assert all(terms for terms in found)

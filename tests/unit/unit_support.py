@@ -14,6 +14,7 @@ from balancer.admission.queue import RequestQueue
 from balancer.core.decision import Decision
 from balancer.core.ejection import Ejection
 from balancer.core.names import ModelName, canonical_name
+from balancer.core.scores import Candidate
 from balancer.core.ticket import ClientId, InstanceId, Lease, Outcome, Priority, Ticket, TicketId, Verdict
 from balancer.core.variant import Variant
 from balancer.dispatch import Dispatcher
@@ -117,14 +118,31 @@ class FakeView:
     spared: float = float("inf")
     learned: Learned = field(default_factory=lambda: Learned("http://view"))
 
+    def settled(self, now: float) -> bool:
+        return False  # so that each filter is asked
+
+    def candidate(self, variant: Variant | None) -> Candidate:
+        if variant is None:
+            return Candidate(self.id, self.weight, self.health_score, self.running)
+        return Candidate(
+            id=self.id,
+            weight=self.weight,
+            health=self.health_score,
+            running=self.running,
+            running_of_model=self.running,
+            slots=1,
+            warm=self.resident,
+            load_seconds=0.0 if self.resident else self.load,
+            sharing=1 + self.others_at_work,
+            rates=self.learned.rates(variant.model),
+            answer_tokens=self.learned.output_tokens(variant.model),
+        )
+
     def load_seconds(self, variant: Variant) -> float:
         return self.load
 
     def spared_until(self, now: float) -> float:
         return self.spared
-
-    def sharing(self, model: ModelName) -> int:
-        return 1 + self.others_at_work
 
     def slow_start_until(self, variant: Variant, now: float) -> float | None:
         return self.starts_slowly_until
@@ -159,12 +177,6 @@ class FakeView:
     def meant_for(self, model: ModelName) -> bool:
         return not self.reserved_for or model in self.reserved_for
 
-    def running_of(self, model: ModelName) -> int:
-        return self.running
-
-    def slots(self, variant: Variant) -> int:
-        return 1
-
     def has_free_slot(self, variant: Variant) -> bool:
         return self.free
 
@@ -178,9 +190,18 @@ class FakeFleet:
     def instances(self) -> Sequence[FakeView]:
         return self.views
 
+    def holding(self, model: ModelName) -> Sequence[FakeView]:
+        return [each for each in self.views if each.holds(model)]
+
 
 def view(name: str, **facts: Any) -> FakeView:
     return FakeView(InstanceId(name), **facts)
+
+
+def seen(views: Iterable[FakeView], asked: Ticket | None = None) -> list[Candidate]:
+    """As candidates for a ticket, for one of model `m` unless told."""
+    variant = (asked or ticket()).variant
+    return [each.candidate(variant) for each in views]
 
 
 def ticket(name: str = "t", **facts: Any) -> Ticket:

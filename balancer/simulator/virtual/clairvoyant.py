@@ -10,9 +10,8 @@ from typing import Protocol
 import msgspec
 
 from balancer.core.names import ModelName
+from balancer.core.scores import Asked, Candidate, Scores, Terms, told
 from balancer.core.ticket import InstanceId, Ticket
-from balancer.core.views import InstanceView
-from balancer.scheduling.strategies import Terms
 
 HORIZON_SECONDS = 60.0
 """So far it sees the requests to come."""
@@ -58,10 +57,11 @@ class Clairvoyant:
     def __init__(self, oracle: Oracle) -> None:
         self._oracle = oracle
 
-    def score(self, ticket: Ticket, candidates: Sequence[InstanceView]) -> Sequence[Terms]:
-        return [self._terms(self._oracle.outlook(ticket, each.id)) for each in candidates]
+    def score(self, ticket: Ticket, candidates: Sequence[Candidate]) -> Scores:
+        terms = [self._terms(self._oracle.outlook(ticket, each.id)) for each in candidates]
+        return told(Asked.by(ticket), candidates, terms)
 
-    def picked(self, chosen: InstanceView, candidates: Sequence[InstanceView]) -> None:
+    def picked(self, chosen: Candidate, candidates: Sequence[Candidate]) -> None:
         pass
 
     def _terms(self, outlook: Outlook) -> Terms:

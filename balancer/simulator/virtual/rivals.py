@@ -1,7 +1,7 @@
 """Strategies of others, to compare with: each as its source describes it, over the same filters, the same
 ledger and the same information as those of the product have.
 
-They read `InstanceView`, tickets and, where they learn, observations; nothing of the simulation. All that
+They read candidates, tickets and, where they learn, observations; nothing of the simulation. All that
 they remember is bounded by the fleet and by the constants here.
 """
 
@@ -11,9 +11,9 @@ from random import Random
 from typing import Protocol, runtime_checkable
 
 from balancer.core.names import ModelName
+from balancer.core.scores import Asked, Candidate, Scores, Terms, told
 from balancer.core.ticket import InstanceId, Ticket
-from balancer.core.views import InstanceView
-from balancer.scheduling.strategies import Strategy, Terms
+from balancer.scheduling.strategies import Strategy
 from balancer.simulator.virtual.prefix_tree import PrefixTree
 from balancer.simulator.virtual.work import Observation
 
@@ -49,19 +49,20 @@ class PeakEwma:
         self._peaks: dict[InstanceId, tuple[float, float]] = {}
         self._now = float("-inf")
 
-    def score(self, ticket: Ticket, candidates: Sequence[InstanceView]) -> Sequence[Terms]:
+    def score(self, ticket: Ticket, candidates: Sequence[Candidate]) -> Scores:
         now = max(self._now, ticket.queued_at)
         ids = sorted(each.id for each in candidates)
         drawn = set(self._random.sample(ids, min(2, len(ids))))
-        return [
+        terms = [
             {
                 "latency_by_outstanding": self._cost(each, now),
                 "not_drawn": 0.0 if each.id in drawn else _NEVER_IF_AVOIDABLE,
             }
             for each in candidates
         ]
+        return told(Asked.by(ticket), candidates, terms)
 
-    def picked(self, chosen: InstanceView, candidates: Sequence[InstanceView]) -> None:
+    def picked(self, chosen: Candidate, candidates: Sequence[Candidate]) -> None:
         pass
 
     def observe(self, observation: Observation) -> None:
@@ -69,7 +70,7 @@ class PeakEwma:
         latency = max(self._latency(observation.instance, self._now), observation.first_byte_seconds)
         self._peaks[observation.instance] = latency, self._now
 
-    def _cost(self, instance: InstanceView, now: float) -> float:
+    def _cost(self, instance: Candidate, now: float) -> float:
         latency = self._latency(instance.id, now)
         if not latency and instance.running:
             return self.PENALTY + instance.running
@@ -100,25 +101,23 @@ class _SentPrompts:
         self._trees: dict[tuple[InstanceId, ModelName], PrefixTree] = {}
         self._ticket: Ticket | None = None
 
-    def trees(self, ticket: Ticket, candidates: Sequence[InstanceView]) -> list[PrefixTree]:
+    def trees(self, ticket: Ticket, candidates: Sequence[Candidate]) -> list[PrefixTree]:
         """The trees of the ticket's model at each candidate. The pick that follows is of this ticket."""
         self._ticket = ticket
         if ticket.variant is None:
             return [_EMPTY] * len(candidates)
-        variant, model = ticket.variant, ticket.variant.model
-        return [
-            self._trees.get((each.id, model), _EMPTY) if each.warm(variant) else _COLD for each in candidates
-        ]
+        model = ticket.variant.model
+        return [self._trees.get((each.id, model), _EMPTY) if each.warm else _COLD for each in candidates]
 
-    def sent(self, chosen: InstanceView) -> None:
+    def sent(self, chosen: Candidate) -> None:
         """The last ticket goes there."""
         if self._ticket is None or self._ticket.variant is None:
             return
-        variant = self._ticket.variant
-        tree = self._trees.get((chosen.id, variant.model))
-        if tree is None or not chosen.warm(variant):
+        model = self._ticket.variant.model
+        tree = self._trees.get((chosen.id, model))
+        if tree is None or not chosen.warm:
             tree = PrefixTree(most_tokens=self.MOST_TOKENS, most_marks=self.MOST_MARKS)
-            self._trees[chosen.id, variant.model] = tree
+            self._trees[chosen.id, model] = tree
         tree.insert(self._ticket.prefix)
 
 
@@ -138,7 +137,10 @@ class PrefixTrie:
     def __init__(self, _random: Random) -> None:
         self._sent = _SentPrompts()
 
-    def score(self, ticket: Ticket, candidates: Sequence[InstanceView]) -> Sequence[Terms]:
+    def score(self, ticket: Ticket, candidates: Sequence[Candidate]) -> Scores:
+        return told(Asked.by(ticket), candidates, self._terms(ticket, candidates))
+
+    def _terms(self, ticket: Ticket, candidates: Sequence[Candidate]) -> Sequence[Terms]:
         trees = self._sent.trees(ticket, candidates)
         running = [each.running for each in candidates]
         most, fewest = max(running), min(running)
@@ -150,7 +152,7 @@ class PrefixTrie:
             return [{"unmatched_tokens": float(prompt_tokens - each)} for each in matched]
         return [{"tree_tokens": float(each.tokens)} for each in trees]
 
-    def picked(self, chosen: InstanceView, candidates: Sequence[InstanceView]) -> None:
+    def picked(self, chosen: Candidate, candidates: Sequence[Candidate]) -> None:
         self._sent.sent(chosen)
 
 
@@ -165,17 +167,17 @@ class ModelAware:
     def __init__(self, _random: Random) -> None:
         pass
 
-    def score(self, ticket: Ticket, candidates: Sequence[InstanceView]) -> Sequence[Terms]:
-        variant = ticket.variant
-        return [
+    def score(self, ticket: Ticket, candidates: Sequence[Candidate]) -> Scores:
+        terms = [
             {
                 "running_per_weight": each.running / each.weight,
-                "cold": 0.0 if variant is None or each.warm(variant) else _NEVER_IF_AVOIDABLE,
+                "cold": 0.0 if each.warm else _NEVER_IF_AVOIDABLE,
             }
             for each in candidates
         ]
+        return told(Asked.by(ticket), candidates, terms)
 
-    def picked(self, chosen: InstanceView, candidates: Sequence[InstanceView]) -> None:
+    def picked(self, chosen: Candidate, candidates: Sequence[Candidate]) -> None:
         pass
 
 
@@ -193,10 +195,10 @@ class PrefillBatch:
     def __init__(self, _random: Random) -> None:
         self._sent = _SentPrompts()
 
-    def score(self, ticket: Ticket, candidates: Sequence[InstanceView]) -> Sequence[Terms]:
+    def score(self, ticket: Ticket, candidates: Sequence[Candidate]) -> Scores:
         prompt_tokens = ticket.prefix[-1][1] if ticket.prefix else ticket.prompt_tokens or 0
         trees = self._sent.trees(ticket, candidates)
-        return [
+        terms = [
             {
                 "new_tokens_by_batch": float(
                     (prompt_tokens - tree.matched_tokens(ticket.prefix) + self.ALWAYS_NEW_TOKENS)
@@ -206,8 +208,9 @@ class PrefillBatch:
             }
             for each, tree in zip(candidates, trees, strict=True)
         ]
+        return told(Asked.by(ticket), candidates, terms)
 
-    def picked(self, chosen: InstanceView, candidates: Sequence[InstanceView]) -> None:
+    def picked(self, chosen: Candidate, candidates: Sequence[Candidate]) -> None:
         self._sent.sent(chosen)
 
 
