@@ -18,6 +18,7 @@ from balancer.commands.drain import drain, undrain
 from balancer.commands.exit_codes import DONE, FAILED
 from balancer.commands.plan import parse_gpus, plan
 from balancer.commands.reload import reload
+from balancer.commands.replay import STDIN, replay_file
 from balancer.commands.restart import restart
 from balancer.commands.serve import serve
 from balancer.commands.simulate import (
@@ -31,6 +32,7 @@ from balancer.commands.simulate import (
 )
 from balancer.commands.status import status
 from balancer.core.device import Device
+from balancer.scheduling.replay import FORMULAS
 from balancer.settings.scenario import ScenarioModel
 from balancer.simulator.virtual.fleets import parse_models
 
@@ -83,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_reload(commands)
     _add_bench(commands)
     _add_simulate(commands)
+    _add_replay(commands)
     return parser
 
 
@@ -277,6 +280,20 @@ def _add_simulate(commands: _Commands) -> None:
             as_json=parsed.json,
             html=parsed.html,
         )
+    )
+
+
+def _add_replay(commands: _Commands) -> None:
+    command = commands.add_parser(
+        "replay", help="make a recorded decision again from its own facts", allow_abbrev=False
+    )
+    command.add_argument(
+        "file", metavar="FILE", help=f"what /admin/v1/requests/ID/decision answered; {STDIN} for stdin"
+    )
+    command.add_argument("--strategy", choices=list(FORMULAS), help="another than the recorded one")
+    command.add_argument("--json", action="store_true")
+    command.set_defaults(
+        run=lambda parsed: replay_file(parsed.file, strategy=parsed.strategy, as_json=parsed.json)
     )
 
 
