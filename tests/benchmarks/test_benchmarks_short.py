@@ -11,6 +11,8 @@ from dataclasses import replace
 
 import pytest
 
+from balancer.scheduling.strategies import STRATEGIES
+from tests.benchmarks import decisions
 from tests.benchmarks.__main__ import command_of, parser_of
 from tests.benchmarks.clients import StreamClient, Tally, UnaryClient
 from tests.benchmarks.measures import MEASURES, TINY, Measure, percentile
@@ -22,6 +24,27 @@ from tests.benchmarks.wire import FORMS, TEXT, Path, Question, padded, read_ques
 
 # LiteLLM is not installed for a test.
 _NAMES = ("relay", "nginx", "haproxy", "balancer")
+
+
+def test_the_cost_of_a_decision_is_told_for_each_strategy_and_size(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert decisions.main(["--repetitions", "2", "--decisions", "1"]) == 0
+
+    rows = [line.split()[:3] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert rows == [
+        [str(instances), str(holding), name]
+        for instances, holding in decisions.SIZES
+        for name in ("adaptive", *STRATEGIES)
+    ]
+
+
+def test_a_fleet_of_that_benchmark_is_what_it_says() -> None:
+    fleet, index = decisions.fleet_of(1000, 32)
+
+    there = fleet.holding(decisions.asking().variant.model)  # type: ignore[union-attr]
+    assert (len(fleet.instances()), len(there), len(index.instances())) == (1000, 32, 32)
+    assert all(each.settled(1e9) for each in fleet.instances())
 
 
 def test_every_proxy_that_is_there_has_its_rows_and_every_answer_is_whole() -> None:
