@@ -61,6 +61,8 @@ class LearnedSlots:
 
     def slots(self, told: int | None) -> int:
         """How many to use, at least 1: at most what was told, less one for each sign of strangers."""
+        if self.limit is None and not self._strangers:
+            return told or 1
         return max(1, self._believed(told) - self._strangers)
 
     def learn(
