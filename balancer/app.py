@@ -32,7 +32,8 @@ from balancer.control.warm_up import WarmUp
 from balancer.core.ticket import InstanceId
 from balancer.dispatch import Dispatcher
 from balancer.fleet.fleet import Fleet
-from balancer.fleet.instance import DrainedBy, Instance
+from balancer.fleet.instance import Instance
+from balancer.fleet.instance_spec import DrainedBy
 from balancer.forwarding.answers import Answers
 from balancer.forwarding.stores import Stores
 from balancer.memory import memory_allowed
@@ -138,7 +139,7 @@ class Balancer:
         limits = settings.limits
         self.scheduler.use(settings.strategy.value)
         self.queue.limit = limits.queue_requests
-        self.dispatcher.limit_waits(wiring.wait_limits(settings))
+        self.dispatcher.overload.limits = wiring.wait_limits(settings)
         self.prefix_index.limit_bytes = wiring.prefix_index_bytes(settings)
         self.budget.limit_bytes = wiring.body_memory_bytes(settings, self._memory_allowed)
         self.stream_memory.limit_bytes = wiring.stream_memory_bytes(settings, self._memory_allowed)
@@ -370,7 +371,7 @@ class Balancer:
         return Report(
             fleet=self.fleet,
             queue=self.queue,
-            waits=self.dispatcher.expected_waits,
+            waits=self.dispatcher.charges.expected_waits,
             ledger=self.ledger,
             reloader=self.reloader,
             metrics=self.metrics,

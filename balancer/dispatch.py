@@ -8,13 +8,11 @@ scheduler itself names; there is one timer and no polling.
 
 import asyncio
 import heapq
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 
-import msgspec
-
 from balancer.admission.overload import Overload, WaitLimits
-from balancer.admission.queue import Lane, RequestQueue, lane_of
+from balancer.admission.queue import Head, Lane, RequestQueue, lane_of
 from balancer.admission.refusals import dead_end, deadline_passed, stopping
 from balancer.charges import Charges
 from balancer.clock import Clock
@@ -26,7 +24,7 @@ from balancer.errors import BalancerError, QueueFull
 from balancer.fleet.coolings import Coolings
 from balancer.fleet.fleet import Fleet
 from balancer.fleet.instance import Instance
-from balancer.scheduling.scheduler import LoadBegun, Scheduler
+from balancer.scheduling.scheduler import PAIRS, LoadBegun, Scheduler
 
 _WAITING = frozenset({Standing.BUSY, Standing.LOAD})
 
@@ -54,8 +52,8 @@ class Dispatcher:
     ) -> None:
         self._fleet = fleet
         self._queue = queue
-        self._overload = Overload(queue, wait_limits)
-        self._charges = Charges(queue)
+        self.overload = Overload(queue, wait_limits)
+        self.charges = Charges(queue)
         self._scheduler = scheduler
         self._clock = clock
         self._load = load
@@ -71,21 +69,13 @@ class Dispatcher:
         self._timer: asyncio.TimerHandle | None = None
         self._stopping = False
         self._scheduler_wake_at: float | None = None
+        self._pairs_left = PAIRS
         fleet.listen(on_change=lambda _instance: self.wake(), on_members=self.wake)
 
     @property
     def stopping(self) -> bool:
         """Whether it lends no more."""
         return self._stopping
-
-    def limit_waits(self, limits: WaitLimits) -> None:
-        """Hold requests that come from now on to other limits."""
-        self._overload.limits = limits
-
-    def expected_waits(self) -> Mapping[TicketId, tuple[int, float | None]]:
-        """Of each request that waits, its place among those that wait for the same model, from 1 on, and the
-        seconds that it is likely to wait yet; None where that cannot be told."""
-        return self._charges.expected_waits()
 
     @property
     def leases(self) -> tuple[Lease, ...]:
@@ -134,6 +124,7 @@ class Dispatcher:
         as nothing has changed since that one was looked at."""
         if self._queue.head(lane_of(ticket), now):
             return None
+        self._pairs_left = PAIRS
         decision = self._decide(ticket, now)
         if decision.standing in _WAITING:
             self._hold(ticket, decision)
@@ -146,7 +137,7 @@ class Dispatcher:
     async def _wait(self, ticket: Ticket, now: float) -> Lease:
         waiter: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
         self._waiters[ticket.id] = waiter
-        self._queue.push(ticket, self._charges.estimate(ticket))
+        self._queue.push(ticket, self.charges.estimate(ticket))
         if lane_of(ticket) in self._by_choice and ticket.variant is not None:
             self._settle_heads(now, of=ticket.variant.model)  # what the others left it may take
         if not waiter.done() and ticket.attempt == 1:
@@ -167,9 +158,8 @@ class Dispatcher:
             self._forget(ticket)
 
     def _turn_away(self, ticket: Ticket, now: float) -> None:
-        """Where the queue cannot hold one more, somebody has to go: that one, or another who has less claim
-        to its place."""
-        turned = self._overload.turn_away(ticket, self._charges.pace(ticket), now)
+        """Where the queue cannot hold one more, whoever has least claim to a place has to go."""
+        turned = self.overload.turn_away(ticket, self.charges.pace(ticket), now)
         if turned is not None:
             loser, error = turned
             error.retry_after_seconds = (error.retry_after_seconds or 1.0) * self._spread()
@@ -181,21 +171,13 @@ class Dispatcher:
     def lend_idle(self, ticket: Ticket) -> Lease | None:
         """A slot at once where the variant is resident, that nobody waits for; None where there is none.
         Nothing is queued or loaded for it, and nobody has to wait longer for its sake."""
-        variant = ticket.variant
-        now = self._clock.monotonic()
+        variant, now = ticket.variant, self._clock.monotonic()
         waiting = self._queue.heads(now)
         if self._stopping or variant is None or any(_wants(lane, variant.model) for *_, lane in waiting):
             return None
-        aside = dict.fromkeys(ticket.excluded, "asked already")
-        for each in self._fleet.instances():
-            if not each.warm(variant):
-                aside[each.id] = "model not in memory"
-            elif waiting and each.spec.max_concurrent_requests is not None:
-                aside[each.id] = "others wait, and its cap counts for all models"
-        decision = self._scheduler.decide(msgspec.structs.replace(ticket, excluded=frozenset(aside)), now)
-        if decision.standing is not Standing.PICKED:
+        decision = self._scheduler.decide_idle(ticket, variant, now, others_wait=bool(waiting))
+        if decision.picked is None:
             return None
-        decision = msgspec.structs.replace(decision, ticket=ticket, filtered={**decision.filtered, **aside})
         self._on_decision(decision)
         self._queue.enter(ticket.client)
         return self._lend(ticket, decision, now)
@@ -212,13 +194,12 @@ class Dispatcher:
         if lease.ticket.needs_slot and variant is not None:
             instance.give_slot_back(variant.model, lease.leased_at, now)
             instance.settle(lease, outcome, now)
-            self._charges.came_back(lease, instance, outcome)
+            self.charges.came_back(lease, instance, outcome)
             if outcome.in_prefill and lease.incarnation == instance.incarnation:
                 self._coolings.begin(instance, variant.model, now + instance.cooling_seconds(lease.ticket))
         self._queue.leave(lease.ticket.client)
         healthy = outcome.verdict is Verdict.SUCCESS and instance.breakers.untroubled
-        capped = instance.spec.max_concurrent_requests is not None
-        if healthy and not capped and variant is not None and lease.ticket.needs_slot:
+        if healthy and not instance.capped and variant is not None and lease.ticket.needs_slot:
             self._wake_for(variant.model, now)
         else:
             self.wake()
@@ -235,7 +216,7 @@ class Dispatcher:
     def retry_after_seconds(self, ticket: Ticket) -> float:
         """How long until what waits for the same is likely to have been served, by measured work; 1 second
         before anything was measured."""
-        return self._overload.retry_after(ticket, self._charges.pace(ticket)) * self._spread()
+        return self.overload.retry_after(ticket, self.charges.pace(ticket)) * self._spread()
 
     def wake(self) -> None:
         """Lend every slot that can be lent now, in the order of arrival; no await in here, so what
@@ -265,8 +246,14 @@ class Dispatcher:
         heads = self._queue.heads(now)
         if of is not None:
             heads = [each for each in heads if _wants(each[2], of) or each[2] in self._for_room]
+        self._settle_lanes(heads, now)
+
+    def _settle_lanes(self, heads: list[Head], now: float) -> None:
+        """The same for these lanes; once as many pairs were scored as may be at once, the rest waits for the
+        loop's next turn."""
         heapq.heapify(heads)
-        while heads:
+        self._pairs_left = PAIRS
+        while heads and self._pairs_left > 0:
             _, number, lane = heapq.heappop(heads)
             ticket = self._queue.head(lane, now)
             if ticket is None or not self._settle(ticket, now):
@@ -274,6 +261,13 @@ class Dispatcher:
             rank = self._queue.rank(lane, now)
             if rank is not None:
                 heapq.heappush(heads, (rank, number, lane))
+        if heads:
+            asyncio.get_running_loop().call_soon(self._settle_rest, heads)
+
+    def _settle_rest(self, heads: list[Head]) -> None:
+        now = self._clock.monotonic()
+        self._settle_lanes(heads, now)
+        self._arm(now)
 
     def _settle(self, head: Ticket, now: float) -> bool:
         """Decide for the first of a lane; True where it left the queue, or one behind it did, with a lease or
@@ -292,7 +286,7 @@ class Dispatcher:
         else:
             waiter.set_result(self._lend(ticket, decision, now))
         self._queue.remove(ticket.id)
-        self._overload.eased(ticket, self._charges.pace(ticket))
+        self.overload.eased(ticket, self.charges.pace(ticket))
         return True
 
     def _hold(self, ticket: Ticket, decision: Decision) -> None:
@@ -309,7 +303,10 @@ class Dispatcher:
         while True:
             begun = self._loads_at.get(ticket.id)
             behind = () if begun is not None else self._behind(ticket, now)
-            decision = self._scheduler.decide(ticket, now, begun=begun, behind=behind)
+            decision = self._scheduler.decide(
+                ticket, now, begun=begun, behind=behind, most_pairs=self._pairs_left
+            )
+            self._pairs_left -= decision.pairs
             if decision.standing is not Standing.LOAD or self._begin_load(decision):
                 return decision
 
@@ -358,7 +355,7 @@ class Dispatcher:
         )
         self._leases[lease.id] = (lease, instance)
         if ticket.needs_slot and model is not None:
-            self._charges.lent(lease, instance)
+            self.charges.lent(lease, instance)
         return lease
 
     def _dead_end(self, decision: Decision) -> BalancerError:

@@ -25,7 +25,8 @@ from balancer.fleet.device_ledger import DeviceLedger
 from balancer.fleet.ejection import EjectionPolicy
 from balancer.fleet.fleet import Fleet
 from balancer.fleet.health import Health, HealthPolicy
-from balancer.fleet.instance import Instance, InstanceSpec
+from balancer.fleet.instance import Instance
+from balancer.fleet.instance_spec import InstanceSpec
 from balancer.frontend.listener import Listener
 from balancer.hedging import HedgePolicy, Hedging
 from balancer.pipeline import Pipeline, Policy

@@ -25,6 +25,8 @@ from balancer.core.variant import Variant
 Lane = tuple[Variant | None, bool, str, bool, frozenset[InstanceId]]
 Rank = tuple[int, bool, float, int]
 """Whose turn is first: class, whether it is the first try, what its client has used, arrival."""
+Head = tuple[Rank, int, Lane]
+"""The rank of a lane's first ticket, a number that settles ties, and the lane."""
 
 AGEING_SECONDS = 20.0
 AGED_SHARE = 0.1
@@ -209,8 +211,8 @@ class RequestQueue:
         oldest = min((each.tickets[0] for each in classes.values()), key=_arrival)
         return oldest if self._is_aged(oldest, now) else None
 
-    def heads(self, now: float) -> list[tuple[Rank, int, Lane]]:
-        """The rank of each lane's first ticket, a number that settles ties, and the lane."""
+    def heads(self, now: float) -> list[Head]:
+        """Of each lane."""
         return [(self._rank(lane, now), number, lane) for number, lane in enumerate(self._lanes)]
 
     def rank(self, lane: Lane, now: float) -> Rank | None:

@@ -15,7 +15,8 @@ from balancer.control.managed import Ending, Managed, ManagedState, Reason
 from balancer.core.ticket import InstanceId
 from balancer.errors import BadResponse, InstanceError
 from balancer.fleet.fleet import Fleet
-from balancer.fleet.instance import DrainedBy, Instance
+from balancer.fleet.instance import Instance
+from balancer.fleet.instance_spec import DrainedBy
 from balancer.provisioning.keeper_link import KeeperLink
 from balancer.provisioning.launch import Launch
 from balancer.provisioning.ports import PortTaken, holder, require_free

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from balancer.core.device import Device
 from balancer.core.ticket import InstanceId
 from balancer.fleet.fleet import Fleet
-from balancer.fleet.instance import DrainedBy
+from balancer.fleet.instance_spec import DrainedBy
 
 
 class LostDevices:

@@ -54,6 +54,10 @@ class InstanceView(Protocol):
     def spare(self) -> bool:
         """Whether it serves only while no other is free."""
 
+    @property
+    def capped(self) -> bool:
+        """Whether the requests of all of its runners together are limited."""
+
     def small_enough(self, model: ModelName) -> bool:
         """Whether a spare one would take the model; any other takes all sizes."""
 

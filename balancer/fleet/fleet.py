@@ -13,7 +13,8 @@ from balancer.core.names import ModelName
 from balancer.core.ticket import InstanceId, Lease, Outcome, Verdict
 from balancer.core.variant import Variant
 from balancer.fleet.health import HealthState
-from balancer.fleet.instance import DrainedBy, Instance
+from balancer.fleet.instance import Instance
+from balancer.fleet.instance_spec import DrainedBy
 from balancer.fleet.rates import RateBook
 from balancer.fleet.residency import Row
 from balancer.fleet.stores import learn_shared_stores

@@ -6,60 +6,23 @@ prober, leases and breakers by dispatch, loads by the loader, `drained` by whoev
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import replace
 
 from balancer.core.names import ModelName, is_cloud_name
 from balancer.core.plan import Runtime
 from balancer.core.scores import Candidate
 from balancer.core.serving import serves
-from balancer.core.ticket import InstanceId, Lease, Outcome, Ticket, Trial, Verdict
+from balancer.core.ticket import Lease, Outcome, Ticket, Trial, Verdict
 from balancer.core.variant import Variant
 from balancer.fleet.breaker import NOTHING_SAID, Breakers
 from balancer.fleet.courses import ON_ITS_WAY_SECONDS
 from balancer.fleet.device_time import DeviceTime
 from balancer.fleet.health import Health
+from balancer.fleet.instance_spec import DrainedBy, InstanceSpec
 from balancer.fleet.judged import Judged
 from balancer.fleet.learned import Learned
 from balancer.fleet.no_room import NoRoom
 from balancer.fleet.residency import Inventory, Residency, Row, by_name, only_embedding
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InstanceSpec:
-    """What was configured for an instance. `max_concurrent_requests` caps all its runners together;
-    `slots` is per runner, None where it is to be learned; `models` are those meant for it, none
-    meaning all; instances with the same `store` share one model directory. `devices` are the keys or
-    indices of its devices, none for the CPU; None where nothing is known of them. A `managed` one was
-    started by the balancer. A spare one takes models of at most `spare_bytes`, and those only while no
-    other is free. `runtime` is what it is: all but Ollama have their models in memory for as long as they
-    run."""
-
-    id: InstanceId
-    url: str
-    weight: float = 1.0
-    max_concurrent_requests: int | None = None
-    slots: int | None = None
-    models: frozenset[ModelName] = frozenset()
-    store: str | None = None
-    managed: bool = False
-    spare_bytes: int | None = None
-    devices: tuple[str, ...] | None = None
-    runtime: Runtime = Runtime.OLLAMA
-
-    @property
-    def own_store(self) -> str:
-        """The label of a store that belongs to it alone, as far as anyone knows."""
-        return f"own:{self.id}"
-
-
-class DrainedBy(StrEnum):
-    """Who has drained an instance; each ends its own drain and nobody else's."""
-
-    OPERATOR = "operator"
-    LOST_DEVICE = "lost_device"
-    RESTART = "restart"
-
 
 _IN_USE_SECONDS = 60.0
 """A model that answered within so long is likely to be asked again."""
@@ -105,6 +68,10 @@ class Instance(Judged):
     @property
     def spare(self) -> bool:
         return self.spec.spare_bytes is not None
+
+    @property
+    def capped(self) -> bool:
+        return self.spec.max_concurrent_requests is not None
 
     @property
     def loading(self) -> Variant | None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 from random import Random
 
+import msgspec
+
 from balancer.core.decision import Decision, Standing, Wait
 from balancer.core.scores import Scores
 from balancer.core.ticket import InstanceId, Ticket, TicketId
@@ -156,6 +158,19 @@ class Scheduler:
         if instances is not self._instances:
             self._instances, self._instance_ids = instances, tuple([each.id for each in instances])
         return self._instance_ids
+
+    def decide_idle(self, ticket: Ticket, variant: Variant, now: float, *, others_wait: bool) -> Decision:
+        """The decision for a slot that is to be had at once where the variant is resident, and that nobody
+        else may be waiting for; `others_wait`, for other models."""
+        aside = dict.fromkeys(ticket.excluded, "asked already")
+        for each in self._fleet.instances():
+            if not each.warm(variant):
+                aside[each.id] = "model not in memory"
+            elif others_wait and each.capped:
+                aside[each.id] = "others wait, and its cap counts for all models"
+        asked = msgspec.structs.replace(ticket, excluded=frozenset(aside))
+        decision = self.decide(asked, now)
+        return msgspec.structs.replace(decision, ticket=ticket, filtered={**decision.filtered, **aside})
 
     def _field(self, ticket: Ticket, now: float, begun: LoadBegun | None) -> _Field:
         """What is not settled is asked why at length; in the way of others nothing can stand but slots."""

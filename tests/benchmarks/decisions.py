@@ -22,7 +22,8 @@ from balancer.fleet.breaker import BreakerPolicy, Breakers
 from balancer.fleet.courses import Company
 from balancer.fleet.fleet import Fleet
 from balancer.fleet.health import Health, HealthPolicy
-from balancer.fleet.instance import Instance, InstanceSpec
+from balancer.fleet.instance import Instance
+from balancer.fleet.instance_spec import InstanceSpec
 from balancer.fleet.rates import Work
 from balancer.scheduling.adaptive import Adaptive
 from balancer.scheduling.prefix_index import PrefixIndex

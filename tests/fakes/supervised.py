@@ -28,7 +28,8 @@ from balancer.core.ticket import InstanceId
 from balancer.fleet.breaker import BreakerPolicy, Breakers
 from balancer.fleet.fleet import Fleet
 from balancer.fleet.health import Health, HealthPolicy
-from balancer.fleet.instance import Instance, InstanceSpec
+from balancer.fleet.instance import Instance
+from balancer.fleet.instance_spec import InstanceSpec
 from balancer.provisioning import process_table
 from balancer.provisioning.launch import Launch
 from balancer.provisioning.ports import is_free

@@ -12,7 +12,7 @@ from balancer.cli import main
 from balancer.control.config_files import ConfigFiles
 from balancer.control.reloader import ConfigSource
 from balancer.core.ticket import InstanceId
-from balancer.fleet.instance import DrainedBy
+from balancer.fleet.instance_spec import DrainedBy
 from balancer.settings import Settings, load
 from tests.fakes.raw_client import Answer
 from tests.fakes.running_balancer import Running, balancing, until

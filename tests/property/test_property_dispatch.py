@@ -126,8 +126,8 @@ class DispatchMachine(RuleBasedStateMachine):
         assert (len(self.it.queue), self.it.dispatcher._waiters, self.it.dispatcher._loads_at) == (0, {}, {})
         assert not self.it.queue.shares._present
         assert not self.it.queue.backlog.models()
-        assert self.it.dispatcher._charges._charged == {}
-        assert self.it.dispatcher._charges._lent_at == {}
+        assert self.it.dispatcher.charges._charged == {}
+        assert self.it.dispatcher.charges._lent_at == {}
 
     def run(self, *events: Callable[[], object]) -> None:
         """Let things happen and every task go on, without letting time pass; take over what was answered."""
@@ -443,7 +443,9 @@ class DispatchMachine(RuleBasedStateMachine):
         there = Counter(asked.client for asked, _ in self.waits.values())
         there.update(lease.ticket.client for lease, _ in self.held.values())
         assert there == self.it.queue.shares._present
-        assert {asked.id for asked, _ in self.waits.values()} == set(self.it.dispatcher.expected_waits())
+        assert {asked.id for asked, _ in self.waits.values()} == set(
+            self.it.dispatcher.charges.expected_waits()
+        )
 
     @invariant()
     def nobody_waits_beyond_the_deadline_or_the_limit(self) -> None:

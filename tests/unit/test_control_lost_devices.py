@@ -7,7 +7,7 @@ from dataclasses import replace
 from balancer.control.lost_devices import LostDevices
 from balancer.core.ticket import InstanceId
 from balancer.fleet.fleet import Fleet
-from balancer.fleet.instance import DrainedBy
+from balancer.fleet.instance_spec import DrainedBy
 from tests.fakes.gpu_machine import device
 from tests.unit.unit_support import instance
 

@@ -384,3 +384,26 @@ async def test_a_dispatcher_that_stops_lends_no_more() -> None:
             await waiting
     it.dispatcher.release(running, OK)
     await end(it)
+
+
+async def test_one_turn_of_the_loop_scores_a_bounded_number_of_pairs_and_nobody_is_forgotten() -> None:
+    models = [f"m{number}" for number in range(40)]
+    it = house(FakeClock(), *(instance(f"i{number}", models=models, slots=1) for number in range(20)))
+    _, *others = it.fleet.instances()
+    for each in others:
+        it.fleet.drain(each, drained=True)
+    held = [await it.dispatcher.acquire(ticket(model=model)) for model in models]
+    waits = await ask(
+        it, *(ticket(model, model=model, arrival=number) for number, model in enumerate(models))
+    )
+    for each in others[1:]:
+        each.drained = False  # without telling, so that what follows happens in one turn
+
+    it.fleet.drain(others[0], drained=False)
+    # Each that goes is scored with the 19 others.
+    assert len(it.dispatcher.leases) - len(held) == 14
+    await settle()
+
+    assert all(each.done() for each in waits)
+    for lease in it.dispatcher.leases:
+        it.dispatcher.release(lease, OK)

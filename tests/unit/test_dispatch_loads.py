@@ -9,7 +9,8 @@ from balancer.errors import NoInstance
 from balancer.fleet.breaker import BreakerPolicy, Breakers
 from balancer.fleet.courses import Company
 from balancer.fleet.health import Health, HealthPolicy
-from balancer.fleet.instance import Instance, InstanceSpec
+from balancer.fleet.instance import Instance
+from balancer.fleet.instance_spec import InstanceSpec
 from balancer.fleet.rates import Work
 from tests.unit.unit_support import (
     OK,

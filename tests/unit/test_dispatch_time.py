@@ -141,7 +141,7 @@ async def test_the_wait_to_expect_follows_from_measured_work() -> None:
 
     # Two that wait, 10 s each, and half of the one that runs.
     assert pytest.approx(it.dispatcher.retry_after_seconds(ticket())) == 25.0
-    assert it.dispatcher.expected_waits() == {"0": (1, 5.0), "1": (2, 15.0)}
+    assert it.dispatcher.charges.expected_waits() == {"0": (1, 5.0), "1": (2, 15.0)}
     await leave(*waits)
     it.dispatcher.release(held, OK)
 

@@ -7,7 +7,8 @@ from balancer.core.ticket import InstanceId
 from balancer.fleet.breaker import BreakerPolicy, Breakers, BreakerState
 from balancer.fleet.fleet import Fleet
 from balancer.fleet.health import STEADY_SECONDS, Health, HealthPolicy
-from balancer.fleet.instance import Instance, InstanceSpec
+from balancer.fleet.instance import Instance
+from balancer.fleet.instance_spec import InstanceSpec
 from tests.unit.unit_support import FakeClock, instance
 
 

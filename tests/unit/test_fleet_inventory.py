@@ -12,7 +12,8 @@ from balancer.core.variant import Variant
 from balancer.fleet.breaker import BreakerPolicy, Breakers
 from balancer.fleet.fleet import Fleet
 from balancer.fleet.health import Health, HealthPolicy
-from balancer.fleet.instance import Instance, InstanceSpec
+from balancer.fleet.instance import Instance
+from balancer.fleet.instance_spec import InstanceSpec
 from balancer.fleet.stores import learn_shared_stores
 from tests.unit.unit_support import instance
 

@@ -21,7 +21,8 @@ from balancer.dispatch import Dispatcher
 from balancer.fleet.breaker import BreakerPolicy, Breakers
 from balancer.fleet.fleet import Fleet, Load
 from balancer.fleet.health import Health, HealthPolicy
-from balancer.fleet.instance import Instance, InstanceSpec
+from balancer.fleet.instance import Instance
+from balancer.fleet.instance_spec import InstanceSpec
 from balancer.fleet.learned import Learned
 from balancer.protocol.endings import Tail
 from balancer.scheduling.scheduler import Scheduler

@@ -20,7 +20,8 @@ from balancer.fleet.breaker import BreakerPolicy, Breakers
 from balancer.fleet.device_ledger import DeviceLedger, Share
 from balancer.fleet.fleet import Fleet
 from balancer.fleet.health import Health, HealthPolicy
-from balancer.fleet.instance import Instance, InstanceSpec
+from balancer.fleet.instance import Instance
+from balancer.fleet.instance_spec import InstanceSpec
 from balancer.scheduling.adaptive import Adaptive
 from balancer.scheduling.prefix_index import PrefixIndex
 from balancer.scheduling.scheduler import Scheduler
