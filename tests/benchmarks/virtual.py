@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from statistics import median
@@ -36,24 +36,31 @@ from balancer.simulator.service_model import ServiceRates
 from balancer.simulator.virtual.hardware import InstanceShape
 from balancer.simulator.virtual.run import serve
 from balancer.simulator.virtual.shelf import IMMEDIATE
-from balancer.simulator.virtual.work import Session, Turn
+from balancer.simulator.virtual.work import Segment, Session, Turn
 
-POLICIES = ("least_connections", "round_robin", "round_robin@immediate")
-"""None that leaves anything to chance, which would be another sample each time."""
+POLICIES = ("least_connections", "round_robin", "round_robin@immediate", "adaptive")
+"""None that leaves more to chance than ties, which would be another sample each time."""
+OURS, BASELINE = "adaptive", "least_connections"
 _GIB = 1 << 30
 _MANY_SLOTS = 1000
 _START_SECONDS = 60.0
 _SEEDS = range(8)
+_FIRST_APPLICATION = 1 << 40
+_CACHE_TOKENS = 262_144
+"""What a simulated Ollama remembers of prompts by default."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """One request: when, for which model, tokens of its prompt and of its answer."""
+    """One request: when, for which model, tokens of its prompt and of its answer. The first `shared` tokens
+    of the prompt are those of one of several applications, by number."""
 
     at: float
     model: str
     prompt: int
     answer: int
+    shared: int = 0
+    application: int = 0
 
 
 @dataclass(frozen=True)
@@ -122,6 +129,26 @@ def two_models(requests: int, seed: int) -> World:
     )
 
 
+def shared_prompts(requests: int, seed: int, speed: float) -> World:
+    """Two equal instances, one model, and long prompts of eight applications that mostly begin alike."""
+    rates = ServiceRates(
+        prefill_tokens_per_second=1000.0, decode_tokens_per_second=60.0, parallel_slowdown=0.1
+    )
+    chance = Random(f"{seed} applications")
+    asked = drawn(requests, seed, models=("m:8b",), per_second=0.45, prompt=4.0, answer=60)
+    return World(
+        models={"m:8b": 2 * _GIB},
+        rates=(rates, rates),
+        slots=2,
+        resident=1,
+        asked=[
+            replace(each, prompt=each.prompt + 2000, shared=2000, application=chance.randrange(8))
+            for each in asked
+        ],
+        speed=speed,
+    )
+
+
 def drawn(
     requests: int, seed: int, *, models: Sequence[str], per_second: float, prompt: float, answer: int
 ) -> list[Asked]:
@@ -146,7 +173,7 @@ def in_virtual_time(world: World, policy: str) -> list[Figures]:
             slots=world.slots,
             max_loaded_models=world.resident,
             context_length=4096,
-            prefix_cache_tokens=0,
+            prefix_cache_tokens=_CACHE_TOKENS,
         ),
         noise=ScenarioNoise(rates=0, work=0, loads=0),
         workload=ScenarioWorkload(populations=(ScenarioPopulation(kind="chat"),)),
@@ -167,12 +194,18 @@ def in_virtual_time(world: World, policy: str) -> list[Figures]:
             each.model,
             Priority.NORMAL,
             2 * number + 1,
-            (Turn(((2 * number, each.prompt),), each.answer),),
+            (Turn(segments(each, 2 * number), each.answer),),
         )
         for number, each in enumerate(world.asked)
     ]
     runs = (serve(scenario, shapes, sessions, strategy=policy, seed=seed).outcomes.columns for seed in _SEEDS)
     return [Figures(median(each["ttft_seconds"]), median(each["total_seconds"])) for each in runs]
+
+
+def segments(asked: Asked, own: int) -> tuple[Segment, ...]:
+    """Of a prompt whose own part has that number; those of applications are larger."""
+    shared = ((_FIRST_APPLICATION + asked.application, asked.shared),) if asked.shared else ()
+    return (*shared, (own, asked.prompt - asked.shared))
 
 
 def medians(answers: Sequence[Answer]) -> Figures:
@@ -199,7 +232,10 @@ class Clients:
     async def ask(self, asked: Asked, number: int) -> Answer:
         """One request at its time. Raises RuntimeError for an error before the first word."""
         await asyncio.sleep(max(0.0, self.began_at + asked.at / self.speed - time.monotonic()))
-        words = "".join(f" {(number * 7919 + word) % 99991:05d}" for word in range(asked.prompt))
+        words = "".join(
+            f" {((-1 - asked.application if word < asked.shared else number) * 7919 + word) % 99991:05d}"
+            for word in range(asked.prompt)
+        )
         body = {
             "model": asked.model,
             "prompt": words,
@@ -314,11 +350,15 @@ def told(name: str, figures: Mapping[str, tuple[Sequence[Figures], Figures]]) ->
             middles[policy] = here, there
             spread = f"[{values[0]:.2f} to {values[-1]:.2f}]"
             lines.append(f"  {what:6} {policy:28} {here:6.2f} {spread:16} {there:6.2f} {there / here:6.2f}")
-        here_ranked, there_ranked = (
-            sorted(middles, key=lambda each, at=at: middles[each][at]) for at in (0, 1)
-        )
+        here_ranked = sorted(middles, key=lambda each: middles[each][0])
+        there_ranked = sorted(middles, key=lambda each: middles[each][1])
         same = "the same" if here_ranked == there_ranked else f"{here_ranked} here, {there_ranked} there"
         lines.append(f"  {what:6} ranking: {same}")
+        here, there = (1 - middles[OURS][at] / middles[BASELINE][at] for at in (0, 1))
+        share = f", {there / here:.0%} of it" if here > 0 else ""
+        lines.append(
+            f"  {what:6} less with {OURS} than with {BASELINE}: {here:.0%} here, {there:.0%} there{share}"
+        )
     return "\n".join(lines)
 
 
@@ -326,6 +366,7 @@ async def compare(requests: int, seed: int, speed: float) -> None:
     """Both worlds, every policy."""
     for name, world in (
         ("one model, unequal instances", one_model(requests, seed, speed)),
+        ("one model, prompts that begin alike", shared_prompts(requests, seed, speed)),
         ("two models, room for one each", two_models(requests, seed)),
     ):
         figures = {}

@@ -1,6 +1,7 @@
 """Dispatch and time: deadlines fire by themselves, by one timer, and waits are estimated from measures."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -146,9 +147,16 @@ async def test_the_wait_to_expect_follows_from_measured_work() -> None:
     it.dispatcher.release(held, OK)
 
 
-async def test_requests_that_run_together_share_the_time_of_their_device() -> None:
+@pytest.mark.parametrize(
+    "instances",
+    [{"a": {"slots": 2}}, {"a": {"slots": 1, "devices": ("0",)}, "b": {"slots": 1, "devices": ("0",)}}],
+    ids=["one runner", "two instances of one device"],
+)
+async def test_requests_that_run_together_share_the_time_of_their_device(
+    instances: dict[str, dict[str, Any]],
+) -> None:
     clock = FakeClock()
-    it = house(clock, instance("a", slots=2))
+    it = house(clock, *(instance(name, **facts) for name, facts in instances.items()))
     both = [await it.dispatcher.acquire(ticket(str(number))) for number in range(2)]
     clock.advance(10.0)
     for lease in both:
@@ -157,22 +165,6 @@ async def test_requests_that_run_together_share_the_time_of_their_device() -> No
     waits = await ask(it, ticket("w"))
 
     # Each had 5 s of the device.
-    assert pytest.approx(it.dispatcher.retry_after_seconds(ticket())) == 7.5
-    await leave(*waits)
-    for lease in held:
-        it.dispatcher.release(lease, OK)
-
-
-async def test_instances_of_one_device_share_its_time() -> None:
-    clock = FakeClock()
-    it = house(clock, *(instance(name, slots=1, devices=("0",)) for name in "ab"))
-    both = [await it.dispatcher.acquire(ticket(str(number))) for number in range(2)]
-    clock.advance(10.0)
-    for lease in both:
-        it.dispatcher.release(lease, OK)
-    held = [await it.dispatcher.acquire(ticket(str(number))) for number in range(2)]
-    waits = await ask(it, ticket("w"))
-
     assert pytest.approx(it.dispatcher.retry_after_seconds(ticket())) == 7.5
     await leave(*waits)
     for lease in held:
