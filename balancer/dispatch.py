@@ -191,6 +191,7 @@ class Dispatcher:
         _, instance = self._leases.pop(lease.id)
         variant = lease.ticket.variant
         now = self._clock.monotonic()
+        healthy = outcome.verdict is Verdict.SUCCESS and instance.breakers.untroubled  # no trial
         if lease.ticket.needs_slot and variant is not None:
             instance.give_slot_back(variant.model, lease.leased_at, now)
             instance.settle(lease, outcome, now)
@@ -198,7 +199,6 @@ class Dispatcher:
             if outcome.in_prefill and lease.incarnation == instance.incarnation:
                 self._coolings.begin(instance, variant.model, now + instance.cooling_seconds(lease.ticket))
         self._queue.leave(lease.ticket.client)
-        healthy = outcome.verdict is Verdict.SUCCESS and instance.breakers.untroubled
         if healthy and not instance.capped and variant is not None and lease.ticket.needs_slot:
             self._wake_for(variant.model, now)
         else:
@@ -306,7 +306,7 @@ class Dispatcher:
             decision = self._scheduler.decide(
                 ticket, now, begun=begun, behind=behind, most_pairs=self._pairs_left
             )
-            self._pairs_left -= decision.pairs
+            self._pairs_left -= max(1, decision.pairs)  # to look at one that goes nowhere takes time, too
             if decision.standing is not Standing.LOAD or self._begin_load(decision):
                 return decision
 
