@@ -7,8 +7,8 @@ lane heads only, so one model without a free slot never holds up another.
 
 Better classes go first; within a class the client that has used least; of a client whoever came first.
 Whoever has waited for long in spite of that, as better classes leave nothing, has aged: the oldest of them
-goes first, as long as the aged get no more than a tenth of all work. A retry keeps its arrival, and goes
-first in its class.
+goes first, as long as the aged get no more than a tenth of the work of their lane. A retry keeps its arrival,
+and goes first in its class.
 """
 
 from bisect import bisect_left, insort
@@ -30,6 +30,7 @@ Head = tuple[Rank, int, Lane]
 
 AGEING_SECONDS = 20.0
 AGED_SHARE = 0.1
+_OWED = 1 / AGED_SHARE - 1
 _SHORTEST = 2
 VARIANTS_LIMIT = 32
 """Dispatch looks at every lane, and clients choose the options that make variants."""
@@ -112,7 +113,7 @@ class RequestQueue:
         self._waiting_of: dict[ClientId, dict[tuple[Lane, Priority], int]] = {}
         self._order = ClientOrder()
         self._deadlines: list[tuple[float, TicketId]] = []
-        self._owed_to_others = 0.0
+        self._owed_to_others: dict[Lane, float] = {}
 
     def __len__(self) -> int:
         return len(self._tickets)
@@ -160,6 +161,7 @@ class RequestQueue:
             del classes[ticket.priority]
         if not classes:
             del self._lanes[lane]
+            self._owed_to_others.pop(lane, None)
         self._left(ticket, lane)
         self.backlog.remove(ticket)
         return True
@@ -175,10 +177,11 @@ class RequestQueue:
 
     def charge(self, ticket: Ticket, work: float, now: float) -> None:
         """A ticket that waited, or would have, gets a slot: its client is charged with the work."""
-        if self._is_aged(ticket, now):
-            self._owed_to_others += work * (1 / AGED_SHARE - 1)
-        else:
-            self._owed_to_others = max(-work, self._owed_to_others - work)
+        lane = lane_of(ticket)
+        if lane in self._lanes:
+            owed = self._owed_to_others.get(lane, 0.0)
+            aged = self._is_aged(ticket, now)
+            self._owed_to_others[lane] = owed + work * _OWED if aged else max(-work, owed - work)
         self.shares.charge(ticket.client, work)
         self._reorder(ticket.client)
 
@@ -204,11 +207,13 @@ class RequestQueue:
         waiting = self._lanes.get(lane_of(ticket), {})
         return any(each in waiting for each in CLASSES[: CLASSES.index(ticket.priority)])
 
-    def _aged(self, classes: dict[Priority, _Class], now: float) -> Ticket | None:
+    def _aged(self, lane: Lane, now: float) -> Ticket | None:
         """Who goes first for having waited so long; None where nobody does."""
-        if len(classes) < 2 or self._owed_to_others > 0:
+        classes = self._lanes[lane]
+        if len(classes) < 2 or self._owed_to_others.get(lane, 0.0) > 0:
             return None
-        oldest = min((each.tickets[0] for each in classes.values()), key=_arrival)
+        best = _best(classes)
+        oldest = min((each.tickets[0] for each in classes.values() if each is not best), key=_arrival)
         return oldest if self._is_aged(oldest, now) else None
 
     def heads(self, now: float) -> list[Head]:
@@ -222,7 +227,7 @@ class RequestQueue:
     def _rank(self, lane: Lane, now: float) -> Rank:
         ticket = self.head(lane, now)
         assert ticket is not None
-        aged = self._aged(self._lanes[lane], now) is ticket
+        aged = self._aged(lane, now) is ticket
         place = -1 if aged else CLASSES.index(ticket.priority)
         return place, ticket.attempt == 1, self.shares.used(ticket.client), ticket.arrival
 
@@ -231,7 +236,7 @@ class RequestQueue:
         classes = self._lanes.get(lane)
         if not classes:
             return None
-        return self._aged(classes, now) or _best(classes).head
+        return self._aged(lane, now) or _best(classes).head
 
     def first(self, lane: Lane, count: int, now: float) -> list[Ticket]:
         """The first ticket of a lane, and those of its class whose turn it may be as well; at most so many
@@ -239,7 +244,7 @@ class RequestQueue:
         classes = self._lanes.get(lane)
         if not classes:
             return []
-        aged = self._aged(classes, now)
+        aged = self._aged(lane, now)
         return [aged] if aged is not None else _best(classes).first(count, self.shares.leeway)
 
     def pending(self) -> Iterator[Ticket]:

@@ -190,6 +190,37 @@ def test_one_who_waited_long_behind_better_classes_goes_first_but_not_often() ->
     assert [number for number, each in enumerate(lent) if each.startswith("b")] == [0, 10, 20]
 
 
+def test_who_has_aged_does_not_wait_for_all_older_ones_of_the_better_class() -> None:
+    queue, late = RequestQueue(limit=99), NOW + AGEING_SECONDS
+    for number in range(30):
+        enter_and_push(queue, ticket(f"n{number}", arrival=number, client=ClientId("greedy")))
+    enter_and_push(queue, ticket("b", arrival=50, client=ClientId("modest"), priority=Priority.BATCH))
+
+    head = queue.head(lane_of(ticket()), late)
+
+    assert head is not None
+    assert head.id == "b"
+
+
+def test_what_others_do_with_another_model_does_not_pay_for_the_aged_of_this_one() -> None:
+    queue, late = RequestQueue(limit=999), NOW + AGEING_SECONDS
+    lane, other = lane_of(ticket()), lane_of(ticket(model="other"))
+    for number in range(40):
+        enter_and_push(queue, ticket(f"b{number}", arrival=number, priority=Priority.BATCH))
+        enter_and_push(queue, ticket(f"i{number}", arrival=100 + number, priority=Priority.INTERACTIVE))
+    for number in range(200):
+        enter_and_push(queue, ticket(f"o{number}", arrival=200 + number, model="other"))
+    lent = []
+    for number in range(200):
+        head = queue.head(other if number % 10 else lane, late)
+        assert head is not None
+        queue.charge(head, 1.0, late)
+        queue.remove(head.id)
+        lent += [] if number % 10 else [head.id]
+
+    assert [each for each in lent if each.startswith("b")] == ["b0", "b1"]
+
+
 def test_waiting_behind_ones_own_class_ages_nobody() -> None:
     queue = RequestQueue(limit=9)
     enter_and_push(queue, ticket("old", arrival=1, client=ClientId("greedy")))
