@@ -286,7 +286,6 @@ class Dispatcher:
         else:
             waiter.set_result(self._lend(ticket, decision, now))
         self._queue.remove(ticket.id)
-        self.overload.eased(ticket, self.charges.pace(ticket))
         return True
 
     def _hold(self, ticket: Ticket, decision: Decision) -> None:
@@ -379,6 +378,7 @@ class Dispatcher:
         first = self._queue.head(lane, now) is ticket
         if self._queue.remove(ticket.id):
             self.wake() if first else self._arm(now)
+        self.overload.eased(ticket, self.charges.pace(ticket))
         if self._queue.head(lane, now) is None:
             self._for_room.discard(lane)
             self._by_choice.discard(lane)

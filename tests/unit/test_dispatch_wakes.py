@@ -1,10 +1,12 @@
-"""Dispatch: whoever could go is looked at, at the latest in the loop's next turns, and no turn takes long."""
+"""Dispatch: whoever could go is looked at, at the latest in the loop's next turns, and no turn takes long;
+whoever left counts no more."""
 
-from balancer.core.ticket import Blame, Outcome, Verdict
+from balancer.admission.overload import INTERVALS, WaitLimits
+from balancer.core.ticket import Blame, Lease, Outcome, Priority, Verdict
 from balancer.errors import NoInstance
 from balancer.fleet.breaker import BreakerPolicy
 from balancer.scheduling.scheduler import PAIRS
-from tests.unit.unit_support import OK, FakeClock, ask, house, instance, leave, settle, ticket
+from tests.unit.unit_support import OK, FakeClock, House, ask, house, instance, leave, settle, ticket
 
 GONE = Outcome(verdict=Verdict.FAILURE, kind="connection_lost", error="it broke off", blames=Blame.INSTANCE)
 ON_TRIAL = BreakerPolicy(threshold=1, reset_seconds=30.0, permits=1)
@@ -41,3 +43,28 @@ async def test_where_all_have_to_be_sent_away_one_turn_of_the_loop_tells_a_bound
     assert len(it.decisions) == PAIRS
     await settle()
     assert all(isinstance(each.exception(), NoInstance) for each in waits)
+
+
+async def measured(it: House, clock: FakeClock, *, seconds: float) -> Lease:
+    """Let a request take so long, and have the slot held again."""
+    lease = await it.dispatcher.acquire(ticket("measured", arrival=-2))
+    clock.advance(seconds)
+    it.dispatcher.release(lease, OK)
+    return await it.dispatcher.acquire(ticket("held", arrival=-1))
+
+
+async def test_a_delay_that_was_kept_when_most_had_left_does_not_stand() -> None:
+    clock, delay = FakeClock(), 5.0
+    strict = WaitLimits(longest=300.0, standing={Priority.INTERACTIVE: delay})
+    it = house(clock, instance("a", slots=1), wait_limits=strict)
+    await measured(it, clock, seconds=2.0)
+    waits = await ask(
+        it, *(ticket(str(number), arrival=number, priority=Priority.INTERACTIVE) for number in range(10))
+    )
+    await leave(*waits[2:])
+    clock.advance(delay * INTERVALS)
+
+    waits += await ask(it, ticket("later", arrival=10, priority=Priority.INTERACTIVE))
+
+    assert not waits[-1].done()
+    await leave(*waits)
