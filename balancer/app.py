@@ -139,7 +139,7 @@ class Balancer:
         limits = settings.limits
         self.scheduler.use(settings.strategy.value)
         self.queue.limit = limits.queue_requests
-        self.dispatcher.overload.limits = wiring.wait_limits(settings)
+        self.dispatcher.overload.use(wiring.wait_limits(settings))
         self.prefix_index.limit_bytes = wiring.prefix_index_bytes(settings)
         self.budget.limit_bytes = wiring.body_memory_bytes(settings, self._memory_allowed)
         self.stream_memory.limit_bytes = wiring.stream_memory_bytes(settings, self._memory_allowed)

@@ -52,13 +52,20 @@ class Pace:
 
 
 class Overload:
-    """Of one queue. `limits` may be replaced at any time."""
+    """Of one queue."""
 
     def __init__(self, queue: RequestQueue, limits: WaitLimits) -> None:
         self._queue = queue
-        self.limits = limits
+        self._limits = limits
         self._above_since: dict[tuple[ModelName, Priority], float] = {}
         self._stands_until: dict[tuple[ModelName, Priority], float] = {}
+
+    def use(self, limits: WaitLimits) -> None:
+        """Other limits from now on; no delay stands yet that is not the same as before."""
+        if limits.standing != self._limits.standing:
+            self._above_since.clear()
+            self._stands_until.clear()
+        self._limits = limits
 
     def turn_away(self, ticket: Ticket, pace: Pace | None, now: float) -> tuple[Ticket, QueueFull] | None:
         """Who is to leave the queue now that a ticket came to it, which may be that one itself, and what to
@@ -73,8 +80,9 @@ class Overload:
         wait = pace.seconds(queue.backlog.before_newest(ticket))
         if wait > ticket.deadline - now:
             told = f"it would wait for about {wait:.0f} s, longer than it may ({ticket.deadline - now:.0f} s)"
-            return ticket, QueueTooLong(told, retry_after_seconds=wait - (ticket.deadline - now))
-        if queue.backlog.work(model, CLASSES[-1]) > _WORK_LIMIT * self.limits.longest * pace.capacity:
+            too_long = min(wait - (ticket.deadline - now), self._limits.longest)
+            return ticket, QueueTooLong(told, retry_after_seconds=too_long)
+        if queue.backlog.work(model, CLASSES[-1]) > _WORK_LIMIT * self._limits.longest * pace.capacity:
             told = "more waits for the model than can be done in time; try again later"
             loser = queue.backlog.dearest(of=model) or ticket
             return loser, QueueTooLong(told, retry_after_seconds=retry_after)
@@ -93,11 +101,12 @@ class Overload:
                     del self._above_since[model, priority]
 
     def retry_after(self, ticket: Ticket, pace: Pace | None) -> float:
-        """How long until what waits for the same in its class and better ones is likely to have been served;
-        1 second where nothing was measured yet."""
+        """How long until what waits for the same in its class and better ones is likely to have been served,
+        or has given up; 1 second where nothing was measured yet."""
         if pace is None:
             return 1.0
-        return max(1.0, pace.seconds(self._queue.backlog.work(model_of(ticket), ticket.priority)))
+        served = pace.seconds(self._queue.backlog.work(model_of(ticket), ticket.priority))
+        return max(1.0, min(served, self._limits.longest))
 
     def _must_shed(self, model: ModelName, priority: Priority, pace: Pace, now: float) -> bool:
         """Whether a class has no place for one more: its delay stands and is too long, or that of a better
@@ -110,7 +119,7 @@ class Overload:
         return shed
 
     def _above(self, model: ModelName, priority: Priority, pace: Pace | None) -> bool:
-        delay = self.limits.standing.get(priority)
+        delay = self._limits.standing.get(priority)
         if delay is None or pace is None or self._queue.backlog.count(model, priority) < 2:
             return False
         return self._queue.backlog.work(model, priority) / pace.capacity > delay
@@ -120,7 +129,7 @@ class Overload:
         long."""
         key = model, priority
         if above:
-            interval = INTERVALS * self.limits.standing[priority]
+            interval = INTERVALS * self._limits.standing[priority]
             since = self._above_since.setdefault(key, now)
             if now - since >= interval or key in self._stands_until:
                 self._stands_until[key] = now + interval

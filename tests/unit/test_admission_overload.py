@@ -223,3 +223,37 @@ def test_the_time_to_come_back_is_what_ones_class_and_better_ones_take() -> None
     seconds = [overload.retry_after(of("x", 9, priority=each), PACE) for each in Priority]
 
     assert seconds == [3.0, 5.0, 7.0]
+
+
+def test_the_time_to_come_back_is_no_longer_than_anybody_waits() -> None:
+    queue = RequestQueue(limit=99)
+    hopeless = of("a", 99, deadline=NOW + 1.0)
+    waiting(queue, *(of("a", number) for number in range(10)), hopeless, work=900.0)
+    overload = Overload(queue, PATIENT)
+
+    turned = overload.turn_away(hopeless, PACE, NOW)
+
+    assert turned is not None
+    assert turned[1].retry_after_seconds == PATIENT.longest
+    assert overload.retry_after(hopeless, PACE) == PATIENT.longest
+
+
+@pytest.mark.parametrize(
+    ("after", "sheds"),
+    [
+        (WaitLimits(longest=300.0), False),
+        (WaitLimits(longest=300.0, standing={Priority.INTERACTIVE: 2.0}), False),
+        (WaitLimits(longest=200.0, standing={Priority.INTERACTIVE: 1.0}), True),
+    ],
+)
+def test_a_delay_stands_no_more_when_another_is_wanted(after: WaitLimits, sheds: bool) -> None:
+    queue = RequestQueue(limit=99)
+    overload = Overload(queue, STRICT)
+    now = standing(queue, overload)
+    normal = of("n", 4)
+    waiting(queue, normal)
+    assert overload.turn_away(normal, PACE, now) is not None
+
+    overload.use(after)
+
+    assert (overload.turn_away(normal, PACE, now) is not None) == sheds
