@@ -49,7 +49,10 @@ class Charges:
         charged, began = self._charged.pop(lease.id)
         work = instance.device_time.seconds - began
         if outcome.verdict is Verdict.SUCCESS:
+            unmeasured = self._estimates.mean(model) is None
             self._estimates.learn(lease.ticket, work)
+            if unmeasured:
+                self._queue.backlog.reckon(model, self.estimate)
         elif outcome.verdict is Verdict.FAILURE:
             work = 0.0
         self._queue.correct(lease.ticket.client, work - charged)

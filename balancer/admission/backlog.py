@@ -4,7 +4,7 @@ From it follow how long a request has to wait, and who is to go where not all ca
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 
 from balancer.admission.fair_shares import FairShares
@@ -69,6 +69,14 @@ class Backlog:
             del clients[ticket.client]
         if not clients:
             del self._waiting[key], self._work[key], self._counts[key]
+
+    def reckon(self, model: ModelName, work_of: Callable[[Ticket], float]) -> None:
+        """What waits for a model is work for so many seconds as it is said to be now."""
+        for key in [each for each in self._waiting if each[0] == model]:
+            for share in self._waiting[key].values():
+                share.tickets = {name: (each, work_of(each)) for name, (each, _) in share.tickets.items()}
+                share.work = sum(work for _, work in share.tickets.values())
+            self._work[key] = sum(share.work for share in self._waiting[key].values())
 
     def work(self, model: ModelName, down_to: Priority) -> float:
         """How much waits for a model in a class and those above it."""
