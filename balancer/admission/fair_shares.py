@@ -2,7 +2,8 @@
 
 Whoever has used least goes first. A client that comes back does not catch up on what it has not asked for
 meanwhile: it starts where those stand that wait, or where the clients that are there have come to on the
-average. That moves on with every charge, so that newcomers, however many, keep nobody waiting for ever.
+average. One that has something running and nothing waiting is as good as level with them. The average moves
+on with every charge, so that newcomers, however many, keep nobody waiting for ever.
 
 Source: Sheng et al., Fairness in Serving Large Language Models, OSDI 2024 (counters, lift); the average as in
 the virtual time of Bennett and Zhang, Hierarchical Packet Fair Queueing Algorithms, SIGCOMM 1996.
@@ -41,15 +42,15 @@ class FairShares:
         decide between them."""
         return _MEANS_OF_LEEWAY * self._mean
 
-    def enter(self, client: ClientId, *, least_waiting: float | None) -> None:
-        """One more request of the client is there. `least_waiting` is what the one that has used least of
-        those that wait has used, None where none waits."""
-        self._present[client] += 1
-        if self._present[client] > 1:
-            return
+    def enter(self, client: ClientId, *, least_waiting: float | None, waits: bool) -> None:
+        """One more request of the client is there, of which others wait already or not. `least_waiting` is
+        what the one that has used least of those that wait has used, None where none waits."""
         start = self._average - self.leeway
         if least_waiting is not None:
             start = max(start, least_waiting)
+        if self._present[client]:
+            start -= float("inf") if waits else self.leeway
+        self._present[client] += 1
         self._used[client] = max(self._used.get(client, start), start)
         if len(self._used) > self._sweep_above:
             self._sweep()

@@ -131,7 +131,7 @@ class RequestQueue:
 
     def enter(self, client: ClientId) -> None:
         """A request of the client asks for a slot; with that it is there until it leaves."""
-        self.shares.enter(client, least_waiting=self._order.least_used)
+        self.shares.enter(client, least_waiting=self._order.least_used, waits=client in self._waiting_of)
 
     def leave(self, client: ClientId) -> None:
         """It has its answer, or waits no more."""
