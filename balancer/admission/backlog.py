@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 
-from balancer.admission.fair_shares import FairShares
+from balancer.admission.fair_shares import ClientOrder, FairShares
 from balancer.core.names import ModelName
 from balancer.core.ticket import ClientId, Priority, Ticket, TicketId
 
@@ -44,6 +44,7 @@ class Backlog:
     def __init__(self, shares: FairShares) -> None:
         self._shares = shares
         self._waiting: dict[tuple[ModelName, Priority], dict[ClientId, _Share]] = {}
+        self._by_work: dict[tuple[ModelName, Priority], ClientOrder] = {}
         self._work: dict[tuple[ModelName, Priority], float] = {}
         self._counts: Counter[tuple[ModelName, Priority]] = Counter()
 
@@ -53,6 +54,7 @@ class Backlog:
         share = self._waiting.setdefault(key, {}).setdefault(ticket.client, _Share())
         share.tickets[ticket.id] = ticket, work
         share.work += work
+        self._by_work.setdefault(key, ClientOrder()).put(ticket.client, -share.work, 0)
         self._work[key] = self._work.get(key, 0.0) + work
         self._counts[key] += 1
 
@@ -65,17 +67,21 @@ class Backlog:
         share.work -= work
         self._work[key] -= work
         self._counts[key] -= 1
-        if not share.tickets:
+        if share.tickets:
+            self._by_work[key].put(ticket.client, -share.work, 0)
+        else:
             del clients[ticket.client]
+            self._by_work[key].drop(ticket.client)
         if not clients:
-            del self._waiting[key], self._work[key], self._counts[key]
+            del self._waiting[key], self._by_work[key], self._work[key], self._counts[key]
 
     def reckon(self, model: ModelName, work_of: Callable[[Ticket], float]) -> None:
         """What waits for a model is work for so many seconds as it is said to be now."""
         for key in [each for each in self._waiting if each[0] == model]:
-            for share in self._waiting[key].values():
+            for client, share in self._waiting[key].items():
                 share.tickets = {name: (each, work_of(each)) for name, (each, _) in share.tickets.items()}
                 share.work = sum(work for _, work in share.tickets.values())
+                self._by_work[key].put(client, -share.work, 0)
             self._work[key] = sum(share.work for share in self._waiting[key].values())
 
     def work(self, model: ModelName, down_to: Priority) -> float:
@@ -129,16 +135,16 @@ class Backlog:
         """Who is to go where not all can stay: of the worst class, the newest of the client that has most
         waiting. With `of` only who waits for that model."""
         for priority in reversed(among):
-            shares = [
-                share
-                for (model, its), clients in self._waiting.items()
-                if its is priority and of in {None, model}
-                for share in clients.values()
-                if share.newest is not None
-            ]
+            keys = [each for each in self._waiting if each[1] is priority and of in {None, each[0]}]
+            shares = [share for key in keys if (share := self._most(key)) is not None]
             if shares:
                 return max(shares, key=lambda each: each.work).newest
         return None
+
+    def _most(self, key: tuple[ModelName, Priority]) -> _Share | None:
+        """What waits of the client that has most waiting, of those that have something that may go."""
+        shares = (self._waiting[key][client] for client in self._by_work[key])
+        return next((each for each in shares if each.newest is not None), None)
 
 
 def _down_to(priority: Priority) -> Sequence[Priority]:

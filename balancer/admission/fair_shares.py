@@ -11,6 +11,7 @@ the virtual time of Bennett and Zhang, Hierarchical Packet Fair Queueing Algorit
 
 from bisect import bisect_left, insort
 from collections import Counter
+from collections.abc import Iterator
 
 from balancer.core.ticket import ClientId
 
@@ -92,6 +93,9 @@ class ClientOrder:
 
     def __contains__(self, client: ClientId) -> bool:
         return client in self._places
+
+    def __iter__(self) -> Iterator[ClientId]:
+        return (client for _, _, client in self._order)
 
     @property
     def least_used(self) -> float | None:
