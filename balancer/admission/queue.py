@@ -30,7 +30,6 @@ Head = tuple[Rank, int, Lane]
 
 AGEING_SECONDS = 20.0
 AGED_SHARE = 0.1
-_OWED = 1 / AGED_SHARE - 1
 _SHORTEST = 2
 VARIANTS_LIMIT = 32
 """Dispatch looks at every lane, and clients choose the options that make variants."""
@@ -114,6 +113,7 @@ class RequestQueue:
         self._order = ClientOrder()
         self._deadlines: list[tuple[float, TicketId]] = []
         self._owed_to_others: dict[Lane, float] = {}
+        self._owed_to_other_lanes = 0.0
 
     def __len__(self) -> int:
         return len(self._tickets)
@@ -177,11 +177,13 @@ class RequestQueue:
 
     def charge(self, ticket: Ticket, work: float, now: float) -> None:
         """A ticket that waited, or would have, gets a slot: its client is charged with the work."""
-        lane = lane_of(ticket)
+        lane, has_aged = lane_of(ticket), self._is_old(ticket, now)
         if lane in self._lanes:
             owed = self._owed_to_others.get(lane, 0.0)
-            aged = self._is_aged(ticket, now)
-            self._owed_to_others[lane] = owed + work * _OWED if aged else max(-work, owed - work)
+            ahead = has_aged and _better_waits(ticket, self._lanes[lane])
+            self._owed_to_others[lane] = _owed(owed, work, ahead=ahead)
+        ahead = has_aged and any(_better_waits(ticket, each) for each in self._lanes.values())
+        self._owed_to_other_lanes = _owed(self._owed_to_other_lanes, work, ahead=ahead)
         self.shares.charge(ticket.client, work)
         self._reorder(ticket.client)
 
@@ -200,12 +202,9 @@ class RequestQueue:
         for lane, priority in places:
             self._lanes[lane][priority].place(client, used)
 
-    def _is_aged(self, ticket: Ticket, now: float) -> bool:
-        """Whether it has waited for long in spite of its turn, as better ones wait for the same."""
-        if now - ticket.queued_at < AGEING_SECONDS or ticket.priority is CLASSES[0]:
-            return False
-        waiting = self._lanes.get(lane_of(ticket), {})
-        return any(each in waiting for each in CLASSES[: CLASSES.index(ticket.priority)])
+    def _is_old(self, ticket: Ticket, now: float) -> bool:
+        """Whether it has waited for long, in a class that others go before."""
+        return ticket.priority is not CLASSES[0] and now - ticket.queued_at >= AGEING_SECONDS
 
     def _aged(self, lane: Lane, now: float) -> Ticket | None:
         """Who goes first for having waited so long; None where nobody does."""
@@ -214,7 +213,7 @@ class RequestQueue:
             return None
         best = _best(classes)
         oldest = min((each.tickets[0] for each in classes.values() if each is not best), key=_arrival)
-        return oldest if self._is_aged(oldest, now) else None
+        return oldest if self._is_old(oldest, now) else None
 
     def heads(self, now: float) -> list[Head]:
         """Of each lane."""
@@ -227,7 +226,8 @@ class RequestQueue:
     def _rank(self, lane: Lane, now: float) -> Rank:
         ticket = self.head(lane, now)
         assert ticket is not None
-        aged = self._aged(lane, now) is ticket
+        # Lanes compete where an instance's cap counts for all models.
+        aged = self._owed_to_other_lanes <= 0 and self._is_old(ticket, now)
         place = -1 if aged else CLASSES.index(ticket.priority)
         return place, ticket.attempt == 1, self.shares.used(ticket.client), ticket.arrival
 
@@ -280,6 +280,15 @@ class RequestQueue:
             self.remove(ticket.id)
             gone.append(ticket)
         return gone
+
+
+def _better_waits(ticket: Ticket, classes: dict[Priority, _Class]) -> bool:
+    return any(each in classes for each in CLASSES[: CLASSES.index(ticket.priority)])
+
+
+def _owed(owed: float, work: float, *, ahead: bool) -> float:
+    """What the aged owe to those before whom they went, after so much work more: of theirs, or of others."""
+    return owed + work * (1 / AGED_SHARE - 1) if ahead else max(-work, owed - work)
 
 
 def _best(classes: dict[Priority, _Class]) -> _Class:

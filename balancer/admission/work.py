@@ -13,6 +13,7 @@ from balancer.core.ticket import Ticket
 
 _LIMIT = 1000
 _UNMEASURED_SECONDS = 1.0
+_SEVERAL = 3
 _KEPT = 0.98
 """What each further request leaves of the weight of those before it: some 50 count."""
 
@@ -23,6 +24,7 @@ class _Line:
     def __init__(self) -> None:
         self._count = self._tokens = self._squares = self._seconds = self._products = 0.0
         self.base, self.per_token = 0.0, 0.0
+        self.measured = 0
 
     @property
     def mean(self) -> float:
@@ -31,6 +33,7 @@ class _Line:
 
     def learn(self, tokens: float, seconds: float) -> None:
         """One more request ended."""
+        self.measured += 1
         self._count = _KEPT * self._count + 1
         self._tokens = _KEPT * self._tokens + tokens
         self._squares = _KEPT * self._squares + tokens * tokens
@@ -63,9 +66,10 @@ class WorkEstimates:
         return line.base + line.per_token * (ticket.prompt_tokens or 0)
 
     def mean(self, model: ModelName) -> float | None:
-        """Seconds that its requests take on the average; None where nothing was measured yet."""
+        """Seconds that its requests take on the average; None before several were measured, as one alone may
+        be anything."""
         line = self._lines.get(model)
-        return line.mean if line is not None else None
+        return line.mean if line is not None and line.measured >= _SEVERAL else None
 
     def learn(self, ticket: Ticket, seconds: float) -> None:
         """The request was served whole, and took so long."""

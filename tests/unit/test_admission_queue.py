@@ -302,3 +302,25 @@ def test_the_waiting_are_told_in_the_order_in_which_they_came(steps: list[tuple[
 
     assert sorted(waiting, key=lambda name: waiting[name]) == [each.id for each in queue.pending()]
     assert len(waiting) == len(queue)
+
+
+def test_a_lane_whose_first_has_waited_for_long_goes_before_better_ones_of_other_models_but_not_often() -> (
+    None
+):
+    """Lanes compete where an instance takes so many requests of all models together."""
+    queue = RequestQueue(limit=99)
+    for number in range(30):
+        facts = {"arrival": 100 + number, "priority": Priority.INTERACTIVE, "model": "n"}
+        enter_and_push(queue, ticket(f"i{number}", **facts))
+        enter_and_push(queue, ticket(f"b{number}", priority=Priority.BATCH, arrival=number))
+    late = NOW + AGEING_SECONDS
+    lent = []
+    for _ in range(30):
+        _, _, lane = min(queue.heads(late))
+        head = queue.head(lane, late)
+        assert head is not None
+        queue.charge(head, 1.0, late)
+        queue.remove(head.id)
+        lent.append(head.id)
+
+    assert [number for number, each in enumerate(lent) if each.startswith("b")] == [0, 10, 20]

@@ -11,7 +11,10 @@ def test_before_anything_was_measured_a_request_is_a_second() -> None:
     estimates = WorkEstimates()
 
     assert estimates.estimate(ticket(prompt_tokens=9000)) == 1.0
-    assert estimates.mean(canonical_name("m")) is None
+    for measured in range(3):
+        assert estimates.mean(canonical_name("m")) is None, measured
+        estimates.learn(ticket(prompt_tokens=10), 2.0)
+    assert estimates.mean(canonical_name("m")) == 2.0
 
 
 def test_a_line_through_requests_is_found() -> None:
