@@ -55,7 +55,7 @@ class Charges:
                 self._queue.backlog.reckon(model, self.estimate)
         elif outcome.verdict is Verdict.FAILURE:
             work = 0.0
-        self._queue.correct(lease.ticket.client, work - charged)
+        self._queue.correct(lease.ticket.client, charged=charged, took=work)
 
     def pace(self, ticket: Ticket) -> Pace | None:
         """How fast its model is served; None while nothing of it runs, or nothing was measured."""

@@ -15,7 +15,8 @@ from collections.abc import Iterator
 
 from balancer.core.ticket import ClientId
 
-_SMOOTHING = 0.05
+_COUNTED = 20
+"""So many requests, about, make up the mean."""
 _MEANS_OF_LEEWAY = 2.0
 _SWEEP_ABOVE = 1024
 
@@ -28,6 +29,7 @@ class FairShares:
         self._present: Counter[ClientId] = Counter()
         self._average = 0.0
         self._mean = 0.0
+        self._ended = 0
         self._sweep_above = _SWEEP_ABOVE
 
     def __len__(self) -> int:
@@ -67,13 +69,14 @@ class FairShares:
 
     def charge(self, client: ClientId, seconds: float) -> None:
         """A request of the client, which is there, is lent a slot for work of so many seconds."""
-        self._mean += _SMOOTHING * (seconds - self._mean) if self._mean else seconds
-        self.correct(client, seconds)
-
-    def correct(self, client: ClientId, seconds: float) -> None:
-        """It turned out to take so many seconds more, or fewer, than it was charged."""
         self._used[client] += seconds
         self._average += seconds / len(self._present)
+
+    def correct(self, client: ClientId, *, charged: float, took: float) -> None:
+        """It was charged with so many seconds, and took so many."""
+        self.charge(client, took - charged)
+        self._ended = min(self._ended + 1, _COUNTED)
+        self._mean += (took - self._mean) / self._ended
 
     def _sweep(self) -> None:
         """Forget those that are gone and would start anew where they are."""

@@ -187,9 +187,9 @@ class RequestQueue:
         self.shares.charge(ticket.client, work)
         self._reorder(ticket.client)
 
-    def correct(self, client: ClientId, seconds: float) -> None:
-        """The work of one of its requests, which is there still, was so many seconds more than charged."""
-        self.shares.correct(client, seconds)
+    def correct(self, client: ClientId, *, charged: float, took: float) -> None:
+        """One of its requests, which is there still, took so many seconds of work."""
+        self.shares.correct(client, charged=charged, took=took)
         self._reorder(client)
 
     def _reorder(self, client: ClientId) -> None:

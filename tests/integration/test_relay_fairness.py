@@ -92,18 +92,6 @@ async def test_better_classes_go_first() -> None:
         assert [0, *(asked[each] for each in (2, 4, 1, 0, 3))] == await house.served()
 
 
-async def test_who_asks_for_much_does_not_keep_another_waiting() -> None:
-    async with busy() as house:
-        await house.measured()
-        greedy = [await house.send() for _ in range(6)]
-        modest = await house.send(source=MODEST)
-
-        order = (await house.served())[5:]
-
-        assert order.index(modest) <= 1
-        assert [each for each in order if each != modest] == greedy
-
-
 async def test_who_is_sure_to_wait_too_long_is_told_so_at_once() -> None:
     async with busy() as house:
         await house.measured()

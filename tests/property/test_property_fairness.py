@@ -42,7 +42,7 @@ class Backlogged:
         return chosen
 
     def end(self, of: Ticket, expected: float, took: float) -> None:
-        self.queue.correct(of.client, took - expected)
+        self.queue.correct(of.client, charged=expected, took=took)
         self.queue.leave(of.client)
         self.served[of.client] += took
 

@@ -142,15 +142,17 @@ def test_of_clients_that_are_level_whoever_came_first_goes_first() -> None:
 
 def test_who_is_offered_together_are_those_whose_turn_it_may_be() -> None:
     queue = RequestQueue(limit=99)
-    used = {"far": 9.0, "close": 2.5, "least": 0.0}
+    used = {"far": 9.0, "close": 1.5, "least": 0.0}
     for client in used:
         for number in range(2):
             name = f"{client}{number}"
             enter_and_push(queue, ticket(name, arrival=ord(client[0]) + number, client=ClientId(client)))
     for client, seconds in used.items():
-        queue.correct(ClientId(client), seconds)
+        queue.shares.charge(ClientId(client), seconds)
     enter_and_push(queue, ticket("batch", priority=Priority.BATCH, arrival=1))
-    queue.charge(ticket(client=ClientId("least")), 1.0, NOW)  # so the mean is 1, and the leeway 2
+    for client in used:  # so the mean is 1, and the leeway 2
+        queue.charge(ticket(client=ClientId(client)), 1.0, NOW)
+        queue.correct(ClientId(client), charged=1.0, took=1.0)
 
     lane = lane_of(ticket())
 
@@ -304,9 +306,7 @@ def test_the_waiting_are_told_in_the_order_in_which_they_came(steps: list[tuple[
     assert len(waiting) == len(queue)
 
 
-def test_a_lane_whose_first_has_waited_for_long_goes_before_better_ones_of_other_models_but_not_often() -> (
-    None
-):
+def test_a_lane_whose_first_has_waited_for_long_goes_before_better_ones_but_not_often() -> None:
     """Lanes compete where an instance takes so many requests of all models together."""
     queue = RequestQueue(limit=99)
     for number in range(30):

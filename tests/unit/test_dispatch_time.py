@@ -189,6 +189,26 @@ async def test_who_would_wait_too_long_is_told_so_at_once() -> None:
     it.dispatcher.release(held, OK)
 
 
+async def test_who_asks_for_much_does_not_keep_another_waiting() -> None:
+    clock = FakeClock()
+    it = house(clock, instance("a", slots=1))
+    await served(it, clock, 1.0)
+    held = await it.dispatcher.acquire(ticket("held"))
+    waits = await ask(it, *(ticket(str(number), arrival=number) for number in range(6)))
+    waits += await ask(it, ticket("modest", arrival=9, client=ClientId("modest")))
+
+    order = []
+    for _ in waits:
+        clock.advance(1.0)
+        it.dispatcher.release(held, OK)
+        await settle()
+        (held,) = it.dispatcher.leases
+        order.append(held.ticket.id)
+
+    assert order == ["0", "modest", "1", "2", "3", "4", "5"]
+    it.dispatcher.release(held, OK)
+
+
 async def test_who_has_most_waiting_makes_way_where_too_many_wait() -> None:
     clock = FakeClock()
     it = house(clock, instance("a", slots=1), limit=2)
