@@ -39,7 +39,7 @@ def _read(file: str) -> object:
         raise CannotReplay(f"more than {_MOST_BYTES >> 20} MiB; one answer about one request is less")
     try:
         return msgspec.json.decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CannotReplay(f"no recorded decision: not JSON ({error})") from error
 
 

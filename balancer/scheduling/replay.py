@@ -19,6 +19,7 @@ FORMULAS: Mapping[str, Formula] = {"adaptive": adaptive.FORMULA, **OTHERS}
 _MOST = 1e15
 _Count = Annotated[int, msgspec.Meta(ge=0, le=int(_MOST))]
 _Amount = Annotated[float, msgspec.Meta(ge=0, le=_MOST)]
+_Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 _Rate = Annotated[float, msgspec.Meta(ge=1e-9, le=_MOST)]
 _Own = Annotated[float, msgspec.Meta(ge=-_MOST, le=_MOST)]
 
@@ -38,7 +39,7 @@ class _Facts(msgspec.Struct, frozen=True):
     """As `core.scores.facts_of` tells them, and what each strategy adds."""
 
     weight: _Rate
-    health: _Amount
+    health: _Share
     running: _Count
     running_of_model: _Count = 0
     warm: bool = True

@@ -84,6 +84,7 @@ def test_it_fails_where_any_decision_comes_out_otherwise(
         (b"", "no recorded decision: not JSON"),
         (b"{", "no recorded decision: not JSON"),
         (b"\xff\xfe", "no recorded decision: not JSON"),
+        (b'{"considered": "\xff"}', "no recorded decision: not JSON"),
         (b"[" * 100_000, "no recorded decision: not JSON"),
         (b"{}", "give what /admin/v1/requests/ID/decision answers"),
         (b'{"error": "no decision is remembered for that request id"}', "give what /admin/v1"),

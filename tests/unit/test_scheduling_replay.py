@@ -193,6 +193,7 @@ def test_what_holds_no_decision_is_refused(broken: object) -> None:
         (("considered", 0, "facts", "weight"), 0),
         (("considered", 0, "facts", "weight"), "1"),
         (("considered", 0, "facts", "health"), None),
+        (("considered", 0, "facts", "health"), 1.5),
         (("considered", 0, "facts", "running"), -1),
         (("considered", 0, "facts", "rates", "prefill_tokens_per_second"), 0.0),
         (("considered", 0, "facts", "rates", "decode_tokens_per_second"), 1e300),
