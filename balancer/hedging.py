@@ -233,6 +233,6 @@ def _outcome(entrants: Sequence[_Entrant], taken: _Entrant) -> Tried:
 
 def _take_over(record: RequestRecord, other: RequestRecord) -> None:
     """The request was answered by the try that the other record tells of."""
-    record.instance, record.reason = other.instance, f"{other.reason}, hedge"
+    record.instance, record.reason = other.instance, other.reason
     record.leased_at, record.answered_at = other.leased_at, other.answered_at
     record.believed_share = other.believed_share

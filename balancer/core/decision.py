@@ -61,7 +61,8 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     scores of the others were made, None where none was scored. `waits_for_room`: memory that becomes free
     anywhere may end the wait. `wait`: it could go somewhere and is better off waiting. `window` are those
     that could have gone, with what each would have cost at best less what it has waited for, the first
-    first, where there was a choice. `pairs` of a ticket and an instance were scored.
+    first, where there was a choice. `pairs` of a ticket and an instance were scored. `hedge`: it is for a
+    request that is under way elsewhere.
     """
 
     ticket: Ticket
@@ -78,6 +79,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     wait: Wait | None = None
     window: Sequence[tuple[TicketId, float]] = ()
     pairs: int = 0
+    hedge: bool = False
 
     @property
     def by_choice(self) -> bool:
@@ -111,7 +113,9 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
             return self.standing.value
         again = "; retry after a failure" if self.ticket.excluded else ""
         again += f"; try {self.ticket.attempt}" if self.ticket.attempt > 1 else ""
-        return f"{self.strategy}: {self._because(self.picked)}{again}"[:_REASON_CHARACTERS]
+        again = "; hedge" if self.hedge else again
+        why = f"{self.strategy}: {self._because(self.picked)}"
+        return why[: _REASON_CHARACTERS - len(again)] + again
 
     def _because(self, picked: InstanceId) -> str:
         if self.scores is None:

@@ -170,7 +170,8 @@ class Scheduler:
                 aside[each.id] = "others wait, and its cap counts for all models"
         asked = msgspec.structs.replace(ticket, excluded=frozenset(aside))
         decision = self.decide(asked, now)
-        return msgspec.structs.replace(decision, ticket=ticket, filtered={**decision.filtered, **aside})
+        filtered = {**decision.filtered, **aside}
+        return msgspec.structs.replace(decision, ticket=ticket, filtered=filtered, hedge=True)
 
     def _field(self, ticket: Ticket, now: float, begun: LoadBegun | None) -> _Field:
         """What is not settled is asked why at length; in the way of others nothing can stand but slots."""

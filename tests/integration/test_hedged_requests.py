@@ -133,6 +133,8 @@ async def test_second_instance_answers_where_the_first_does_not_begin() -> None:
         assert decisions is not None
         (_, second) = decisions
         assert second["picked"] == it.name(1)
+        assert second["reason"] == answer.header("x-balancer-reason")
+        assert "failure" not in str(second["reason"])
         considered = second["considered"]
         assert isinstance(considered, list)
         assert {each["instance"]: each["filtered"] for each in considered} == {
