@@ -35,7 +35,8 @@ class NoRoom:
         """What is believed of each; what is not any more may be here until it is asked about."""
 
     def meet(self, variant: Variant, among: Sequence[Memory], now: float) -> None:
-        """There was no room for it; these share the memory."""
+        """There was no room for it; these share the memory. What is not believed any more is forgotten."""
+        self.met = {key: met for key, met in self.met.items() if now < met.until}
         self.met[variant] = _Met(now + _BELIEVED_SECONDS, tuple(among), _changes(among))
 
     def until(self, variant: Variant, now: float) -> float | None:

@@ -149,3 +149,11 @@ def test_what_is_in_memory_is_spared_for_a_while_after_its_last_answer() -> None
     it.settle(lease, Outcome(verdict=Verdict.SUCCESS, kind="ok"), 7.0)
 
     assert it.spared_until(100.0) == 67.0
+
+
+def test_what_is_not_believed_any_more_is_forgotten_though_nobody_asks_for_it_again() -> None:
+    a, b = siblings()
+    for size in range(100):
+        a.no_room.meet(Variant(M.model, (("num_ctx", size),)), (a, b), float(size))
+
+    assert [dict(each.options)["num_ctx"] for each in a.no_room.met] == list(range(90, 100))
