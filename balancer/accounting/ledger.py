@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from balancer.accounting.record import RequestRecord
 from balancer.clock import Clock
-from balancer.core.decision import Decision
+from balancer.core.decision import Decision, Standing
 from balancer.telemetry.logs import Logger
 from balancer.telemetry.metrics import Metrics
 
@@ -66,8 +66,11 @@ class Ledger:
         self._live[record.id] = record
 
     def decided(self, decision: Decision) -> None:
-        """A decision was made for a request that is under way."""
-        self._decisions.setdefault(decision.ticket.id, []).append(decision)
+        """A decision was made for a request that is under way. One to wait is told until the next."""
+        made = self._decisions.setdefault(decision.ticket.id, [])
+        if made and made[-1].standing is Standing.BUSY:
+            made.pop()
+        made.append(decision)
         while len(self._decisions) > _DECISIONS:
             self._decisions.popitem(last=False)
 

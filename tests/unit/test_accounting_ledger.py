@@ -4,6 +4,7 @@ import io
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from balancer.accounting.ledger import Ledger
@@ -276,3 +277,16 @@ def test_the_log_tells_a_request_in_one_event_without_empty_values() -> None:
         "duration_seconds": 10.0,
         "generated_tokens": 3,
     } == event
+
+
+def test_a_decision_to_wait_is_told_until_the_next() -> None:
+    books = Books()
+    picked = decision("1")
+    first, second = (msgspec.structs.replace(picked, standing=Standing.BUSY, at=at) for at in (0.5, 0.7))
+    books.ledger.decided(first)
+    books.ledger.decided(second)
+    assert [second.explain()] == books.ledger.decisions("1")
+
+    books.ledger.decided(picked)
+
+    assert [picked.explain()] == books.ledger.decisions("1")
