@@ -129,7 +129,6 @@ class Dispatcher:
         if decision.standing in _WAITING:
             self._hold(ticket, decision)
             return None
-        self._on_decision(decision)
         if decision.picked is None:
             raise self._dead_end(decision)
         return self._lend(ticket, decision, now)
@@ -278,7 +277,6 @@ class Dispatcher:
         if decision.standing in _WAITING:
             self._hold(head, decision)
             return False
-        self._on_decision(decision)
         ticket = decision.ticket
         waiter = self._waiters[ticket.id]
         if decision.picked is None:
@@ -306,6 +304,7 @@ class Dispatcher:
                 ticket, now, begun=begun, behind=behind, most_pairs=self._pairs_left
             )
             self._pairs_left -= max(1, decision.pairs)  # to look at one that goes nowhere takes time, too
+            self._on_decision(decision)
             if decision.standing is not Standing.LOAD or self._begin_load(decision):
                 return decision
 
@@ -326,7 +325,6 @@ class Dispatcher:
         assert decision.picked is not None
         assert decision.next_wake_at is not None
         assert ticket.variant is not None
-        self._on_decision(decision)
         if not self._load(self._fleet.get(decision.picked), ticket.variant):
             return False
         self._loads_at[ticket.id] = LoadBegun(decision.picked, decision.next_wake_at)

@@ -185,3 +185,23 @@ async def test_waiting_requests_go_to_an_instance_that_comes_up() -> None:
         assert (await second).header("x-balancer-instance") == "b"
         go_on.set()
         assert (await first).header("x-balancer-instance") == "a"
+
+
+async def test_why_a_request_waits_can_be_asked_while_it_does() -> None:
+    async with ScriptedInstance().running() as one, balancing(one, each=ONE_SLOT) as running:
+        go_on = asyncio.Event()
+        one.play(Wait(go_on), Send(chunked(DONE)))
+        first, waiting = await begin_in_order(running, 2)
+        (ticket,) = running.balancer.queue.pending()
+
+        told = running.balancer.ledger.decisions(ticket.id)
+        assert told is not None
+        assert [each["waiting"] for each in told] == [
+            {"why": "no free slot", "instead_of": None, "at_most_seconds": None}
+        ]
+
+        go_on.set()
+        await asyncio.gather(first, waiting)
+        told = running.balancer.ledger.decisions(ticket.id)
+        assert told is not None
+        assert [(each["standing"], each["waiting"]) for each in told] == [("picked", None)]

@@ -133,7 +133,10 @@ class Oracle:
         return [each for each in heads if each is not None]
 
     def check_decision(self, decision: Decision) -> None:
-        """At the moment of the decision, before a slot is taken or a load begun."""
+        """At the moment of the decision, before a slot is taken or a load begun. Whether those that wait have
+        to is asked after each step."""
+        if decision.standing is Standing.BUSY:
+            return
         ticket, able = decision.ticket, self.able(decision.ticket)
         if decision.picked is None:
             assert able == [], f"{ticket.id} was sent away though {able[0].id} can take it"
