@@ -1,6 +1,7 @@
 """Decisions: whoever is filtered is not picked, order changes no score, and short cuts change no decision."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from balancer.core.ejection import Ejection
 from balancer.core.names import ModelName, canonical_name
+from balancer.core.plan import Runtime
 from balancer.core.rates import Rates
 from balancer.core.scores import Candidate, Scores
 from balancer.core.ticket import Blame, InstanceId, Outcome, Trial, Verdict
@@ -204,6 +206,7 @@ OPERATIONS: Sequence[Callable[[Fleet, Instance, float], object]] = (
     _flap,
     lambda fleet, it, now: fleet.drain(it, drained=not it.drained),
     lambda fleet, it, now: fleet.pause(it, for_seconds=2.0),
+    lambda fleet, it, now: fleet.replace(reversed(fleet.instances())),
     lambda fleet, it, now: fleet.gate(it, Variant(canonical_name("n")), for_seconds=2.0),
     lambda fleet, it, now: fleet.no_room(it, M, among=[it]),
     lambda fleet, it, now: fleet.eject(it, Ejection(reason="errors", health=0.1, until=now + 5, slow=False)),
@@ -215,19 +218,28 @@ OPERATIONS: Sequence[Callable[[Fleet, Instance, float], object]] = (
 )
 
 
+ASKED = [
+    ("m", "/api/chat"),
+    ("m", "/api/tokenize"),
+    ("n", "/api/chat"),
+    ("x", "/api/chat"),
+    (None, "/api/ps"),
+]
+"""Models, and paths of which runtimes of other makes serve some."""
+
+
 @settings(max_examples=150)
 @given(
     st.lists(
         st.tuples(
-            st.sampled_from(NAMES), st.integers(0, len(OPERATIONS) - 1), st.sampled_from([0.0, 0.5, 8.0])
+            st.sampled_from("abcdef"), st.integers(0, len(OPERATIONS) - 1), st.sampled_from([0.0, 0.5, 8.0])
         ),
         max_size=25,
     ),
     st.sampled_from(ALL),
-    st.sampled_from(["m", "n", "x", None]),
 )
 def test_what_is_taken_for_granted_changes_no_decision(
-    steps: list[tuple[str, int, float]], strategy: str, model: str | None
+    steps: list[tuple[str, int, float]], strategy: str
 ) -> None:
     clock = FakeClock()
     members = [
@@ -235,21 +247,25 @@ def test_what_is_taken_for_granted_changes_no_decision(
         instance("b", slots=1, cold=True),
         instance("c", slots=2, models=None),
         instance("d", slots=2, spare_bytes=10),
+        instance("e", slots=2, runtime=Runtime.VLLM),
+        instance("f", slots=2, models=("m", "n"), max_concurrent_requests=3),
     ]
+    members[-1].spec = replace(members[-1].spec, models=frozenset({M.model}))
     fleet = Fleet(members, clock=clock)
     for name, operation, seconds in [("a", 5, 0.0), *steps]:
         clock.advance(seconds)
         OPERATIONS[operation](fleet, fleet.get(InstanceId(name)), clock.now)
         for known in ("m", "n", "x"):
             wanted = canonical_name(known)
-            assert fleet.holding(wanted) == tuple(each for each in members if each.holds(wanted))
-        asked = ticket(model=model, prompt_tokens=1000, prefix=PREFIX, queued_at=clock.now)
-        quick, slow = (
-            Scheduler(each, strategy=strategy, random=Random(1), shelf=shelf()).decide(asked, clock.now)
-            for each in (fleet, DoubtedFleet(fleet))
-        )
-        assert quick.explain() == slow.explain()
-        assert quick.next_wake_at == slow.next_wake_at
+            assert fleet.holding(wanted) == tuple(each for each in fleet.instances() if each.holds(wanted))
+        for model, path in ASKED:
+            asked = ticket(model=model, path=path, prompt_tokens=1000, prefix=PREFIX, queued_at=clock.now)
+            quick, slow = (
+                Scheduler(each, strategy=strategy, random=Random(1), shelf=shelf()).decide(asked, clock.now)
+                for each in (fleet, DoubtedFleet(fleet))
+            )
+            assert quick.explain() == slow.explain()
+            assert quick.next_wake_at == slow.next_wake_at
 
 
 def test_a_fleet_at_work_takes_most_for_granted() -> None:
