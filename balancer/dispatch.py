@@ -136,8 +136,10 @@ class Dispatcher:
     async def _wait(self, ticket: Ticket, now: float) -> Lease:
         waiter: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
         self._waiters[ticket.id] = waiter
+        lane, before = lane_of(ticket), self._queue.head(lane_of(ticket), now)
         self._queue.push(ticket, self.charges.estimate(ticket))
-        if lane_of(ticket) in self._by_choice and ticket.variant is not None:
+        overtakes = before is not None and self._queue.head(lane, now) is ticket
+        if (overtakes or lane in self._by_choice) and ticket.variant is not None:
             self._settle_heads(now, of=ticket.variant.model)  # what the others left it may take
         if not waiter.done() and ticket.attempt == 1:
             self._turn_away(ticket, now)

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from balancer.core.ticket import Blame, InstanceId, Outcome, Ticket, Verdict
+from balancer.core.ticket import Blame, InstanceId, Outcome, Priority, Ticket, Verdict
 from balancer.errors import NoInstance
 from balancer.fleet.breaker import BreakerPolicy, Breakers
 from balancer.fleet.courses import Company
@@ -190,6 +190,19 @@ def test_the_load_that_a_strategy_began_is_waited_for_alone_for_a_second() -> No
         assert len(it.loads) == 1
 
     run_virtually(body)
+
+
+async def test_who_overtakes_one_that_waits_for_its_load_takes_what_is_free() -> None:
+    it = house(FakeClock(), instance("a", slots=2), instance("b", cold=True))
+    await it.dispatcher.acquire(ticket("1"))
+    await ask(it, ticket("2", arrival=2))
+    assert [where.id for where, _ in it.loads] == ["b"]
+
+    (behind,) = await ask(it, ticket("3", arrival=3))
+    (ahead,) = await ask(it, ticket("4", arrival=4, priority=Priority.INTERACTIVE))
+
+    assert (ahead.done(), behind.done()) == (True, False)
+    assert ahead.result().instance == "a"
 
 
 def test_a_load_that_is_over_within_the_second_serves_who_began_it() -> None:
