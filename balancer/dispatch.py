@@ -220,7 +220,7 @@ class Dispatcher:
         return self.overload.retry_after(ticket, self.charges.pace(ticket)) * self._spread()
 
     def wake(self) -> None:
-        """Lend every slot that can be lent now, in the order of arrival; no await in here, so what
+        """Lend every slot that can be lent now, in the order of the queue; no await in here, so what
         was seen free is free when it is taken."""
         now = self._clock.monotonic()
         self._scheduler_wake_at = None

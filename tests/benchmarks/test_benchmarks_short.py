@@ -42,6 +42,7 @@ def test_the_cost_of_a_decision_is_told_for_each_strategy_and_size(
 def test_a_fleet_of_that_benchmark_is_what_it_says() -> None:
     fleet, index = decisions.fleet_of(1000, 32)
 
+    # What is asked for names a model.
     there = fleet.holding(decisions.asking().variant.model)  # type: ignore[union-attr]
     assert (len(fleet.instances()), len(there), len(index.instances())) == (1000, 32, 32)
     assert all(each.settled(1e9) for each in fleet.instances())

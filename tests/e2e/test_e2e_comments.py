@@ -38,6 +38,7 @@ async def streamed(client: openai.AsyncOpenAI, path: str) -> list[Any]:
         "/v1/completions": client.completions.create,
         "/v1/responses": client.responses.create,
     }[path]
+    # The library types its arguments more narrowly than a table of several paths can.
     parts = await ask(model=CHAT, stream=True, **EVENTS[path])  # type: ignore[operator]
     return plain([part async for part in parts])
 
@@ -45,6 +46,7 @@ async def streamed(client: openai.AsyncOpenAI, path: str) -> list[Any]:
 def blocking(url: str) -> list[Any]:
     """The parts of a chat, by the library's blocking client."""
     with openai.OpenAI(base_url=f"{url}/v1", api_key="-", max_retries=0) as client:
+        # As above.
         parts = client.chat.completions.create(model=CHAT, stream=True, **EVENTS["/v1/chat/completions"])  # type: ignore[call-overload]
         return plain(list(parts))
 

@@ -51,6 +51,7 @@ class Fleet:
         self.asked.clear()
         self._urls.clear()
         for each in self.instances:
+            # mypy infers no type for a default argument.
             each.otherwise = lambda seen, url=each.url: self._script(seen, url, scripts)  # type: ignore[misc]
 
     def _script(self, seen: SeenRequest, url: str, scripts: tuple[Script, ...]) -> Script:

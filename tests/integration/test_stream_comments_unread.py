@@ -88,6 +88,7 @@ class _Waiting:
     async def handle(self, request: ClientRequest, sink: Sink) -> None:
         del request
         fast = isinstance(sink, FastSink)
+        # The transport of either sink is its own business, and what is looked at here.
         self.transport = sink._transport if fast else sink._request.transport  # type: ignore[attr-defined]
         try:
             async with self._commented(sink) as front:

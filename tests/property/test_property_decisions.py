@@ -150,9 +150,11 @@ class DoubtedFleet:
         self._fleet = fleet
 
     def instances(self) -> Sequence[InstanceView]:
+        # A view in all but the class, by what it passes on.
         return [Doubted(each) for each in self._fleet.instances()]  # type: ignore[misc]
 
     def holding(self, model: ModelName) -> Sequence[InstanceView]:
+        # As above.
         return [Doubted(each) for each in self._fleet.instances() if each.holds(model)]  # type: ignore[misc]
 
 

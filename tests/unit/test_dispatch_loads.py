@@ -280,7 +280,7 @@ def test_a_cancelled_prompt_cools_its_slot_before_it_is_lent_again() -> None:
     async def body(clock: LoopClock) -> None:
         a = instance("a", slots=1)
         it = house(clock, a)
-        model = ticket().variant.model  # type: ignore[union-attr]
+        model = ticket().variant.model  # type: ignore[union-attr]  # it names a model
         a.learned.book.learn(a.spec.url, model, Work(prompt_tokens=1000, prompt_seconds=4.0), Company())
         lease = await it.dispatcher.acquire(patient("1", clock))
         (wait,) = await ask(it, patient("2", clock, arrival=2))

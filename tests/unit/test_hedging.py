@@ -219,7 +219,7 @@ def test_the_loser_says_nothing_of_its_instance() -> None:
             released.append((lease.instance, outcome.verdict, outcome.kind, outcome.in_prefill))
             release(lease, outcome)
 
-        rig.house.dispatcher.release = told  # type: ignore[method-assign]
+        rig.house.dispatcher.release = told  # type: ignore[method-assign]  # to see it called
         await rig.ask()
 
         first, second = rig.client.asked[-2:]
